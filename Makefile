@@ -1,0 +1,47 @@
+# Abyssal in seven words. `make setup` needs python 3.11 or newer and pip, nothing else.
+
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.PHONY: setup demo test check bench docs clean
+
+## setup: a virtual environment with Abyssal and its tools, made anew when pyproject.toml changes
+setup: $(READY)
+
+# pip works on the new environment from outside, so the ensurepip package need not be installed.
+$(READY): pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo 'Abyssal needs Python 3.11 or newer; say `make setup PYTHON=/path/to/python3.11`'; exit 1; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv --without-pip $(VENV)
+	$(PYTHON) -m pip --python $(BIN)/python install --quiet --editable '.[dev]'
+	@touch $@
+
+## demo: text to chat on this machine
+demo: setup
+	$(BIN)/python -m abyssal demo
+
+## test: the whole suite; `make test ARGS="-m 'not slow' tests/plan"` for a part of it
+test: setup
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 $(ARGS)
+
+## check: layout, lint and types
+check: setup
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+## bench: training speed on this machine
+bench: setup
+	$(BIN)/python benchmarks/train.py
+
+## docs: write the command reference from the commands
+docs: setup
+	$(BIN)/python -m abyssal.cli.reference > docs/cli.md.new
+	mv docs/cli.md.new docs/cli.md
+
+## clean: remove everything that setup, tests and tools made; runs in out/ stay
+clean:
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find abyssal tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +

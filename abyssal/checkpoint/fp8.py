@@ -1,0 +1,29 @@
+"""Published FP8 weights: e4m3 numbers and one float32 scale for each block of 128 by 128.
+
+    w = q * scale_inv of its block
+
+DeepSeek-V3 (arXiv 2412.19437), section 3.3.2, and README_WEIGHTS of the release. Despite its
+name one multiplies by ``scale_inv``. Blocks at the lower and right border may be partial.
+
+    O output size    I input size
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+BLOCK = (128, 128)
+
+
+def scale_shape(shape: Sequence[int], block: tuple[int, int] = BLOCK) -> tuple[int, int]:
+    """The shape of the scales of a matrix (O, I): blocks down, blocks across."""
+    return -(-shape[0] // block[0]), -(-shape[1] // block[1])
+
+
+def dequantize(weight: Tensor, scale_inv: Tensor, block: tuple[int, int] = BLOCK) -> Tensor:
+    """weight (O, I) float8 times the scale of each element's block -> (O, I) bfloat16."""
+    rows, columns = weight.shape
+    scale = scale_inv.float().repeat_interleave(block[0], 0)[:rows]
+    scale = scale.repeat_interleave(block[1], 1)[:, :columns]  # (O, I)
+    return scale.mul_(weight.float()).to(torch.bfloat16)

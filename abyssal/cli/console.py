@@ -1,0 +1,198 @@
+"""Everything a person sees: tables, numbers with units, progress, and the one red line of an error.
+
+Results go to standard output, all else to standard error, so that a pipe carries results only.
+Color and progress vanish where the output is no terminal.
+"""
+
+import dataclasses
+import json
+import math
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+Advance = Callable[[float], None]
+
+_UNWRAPPED = 10_000  # columns
+_SI = ("", "k", "M", "G", "T", "P", "E", "Z", "Y", "R", "Q")
+
+
+@cache
+def out() -> Console:
+    """Where results go; a pipe gets lines as long as they are."""
+    return Console(highlight=False, width=None if sys.stdout.isatty() else _UNWRAPPED)
+
+
+@cache
+def err() -> Console:
+    """Where notes, progress and errors go."""
+    return Console(stderr=True, highlight=False)
+
+
+# Results
+
+
+def show(result: object, *, as_json: bool, title: str = "") -> None:
+    """A dataclass or mapping: for people a table of names and values, or one JSON object.
+
+    Units are read off the names (``_bytes``, ``_flops``, ``_s``, ``_ms``, ``_dollars``). A table
+    inside the result gets a table of its own below.
+    """
+    plain = _plain(result)
+    if as_json:
+        _print_json(plain)
+        return
+    assert isinstance(plain, dict), "a result is a dataclass or a mapping"
+    flat = {name: value for name, value in plain.items() if not isinstance(value, dict)}
+    if flat:
+        table(title, ("", ""), [(name, written(name, value)) for name, value in flat.items()])
+    for name, value in plain.items():
+        if isinstance(value, dict):
+            show(value, as_json=False, title=name)
+
+
+def show_json(result: object) -> None:
+    """One JSON object on one line; numbers that are not finite become null, as JSON has none."""
+    _print_json(_plain(result))
+
+
+def table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """A table without frames: first column left, the others right."""
+    grid = Table(
+        title=escape(title) or None,
+        title_justify="left",
+        title_style="bold",
+        show_header=any(header),
+        header_style="dim",
+        box=None,
+        pad_edge=False,
+        padding=(0, 2, 0, 0),
+    )
+    for i, name in enumerate(header):
+        grid.add_column(escape(name), justify="left" if i == 0 else "right", overflow="fold")
+    for row in rows:
+        grid.add_row(*map(escape, row))
+    out().print(grid)
+
+
+def say(text: str) -> None:
+    """A line of result as it stands, never wrapped."""
+    out().print(text, markup=False, soft_wrap=True)
+
+
+# Remarks
+
+
+def note(text: str) -> None:
+    """A remark beside the results."""
+    err().print(text, markup=False, soft_wrap=True, style="dim")
+
+
+def fail(problem: Exception) -> None:
+    """The one red line of an error."""
+    line = " ".join(str(problem).splitlines())
+    err().print(f"error: {line}", markup=False, soft_wrap=True, style="red")
+
+
+@contextmanager
+def progress(what: str, total: float | None) -> Iterator[Advance]:
+    """A bar with the time left, on a terminal only; yields a function that moves it on."""
+    if not err().is_terminal:
+        yield lambda amount: None
+        return
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeRemainingColumn,
+    )
+
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=err(), transient=True) as bar:
+        task = bar.add_task(escape(what), total=total)
+        yield lambda amount: bar.advance(task, amount)
+
+
+# Numbers
+
+
+def number(value: float) -> str:
+    """``671,026,419,200``; four digits that matter where it is not whole: ``0.02741``."""
+    if value == value // 1 and abs(value) < 1e15:
+        return f"{int(value):,}"
+    return f"{value:,.0f}" if 1e4 <= abs(value) < 1e15 else f"{value:.4g}"
+
+
+def quantity(value: float, unit: str) -> str:
+    """A value with an SI prefix: ``671 G``, ``250.5 GFLOP``, ``70.27 kB`` (k is 1000)."""
+    size, power = abs(value), 0
+    while size >= 999.95 and power < len(_SI) - 1:
+        size, power = size / 1000, power + 1
+    text = f"{math.copysign(size, value):.4g}"
+    return f"{text} {_SI[power]}{unit}".rstrip()
+
+
+def duration(seconds: float) -> str:
+    """``0.0312 s``, ``45.2 s``, ``12 min 03 s``, ``3 h 20 min``, ``57 d 3 h``."""
+    if seconds < 60:
+        return f"{seconds:.3g} s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes} min {rest:02d} s"
+    hours, minutes = divmod(minutes, 60)
+    if hours < 48:
+        return f"{hours} h {minutes:02d} min"
+    return f"{hours // 24:,} d {hours % 24} h"
+
+
+def written(name: str, value: object) -> str:
+    """A value as a person reads it; the end of its name says the unit."""
+    if value is None:
+        return "-"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if not isinstance(value, int | float):
+        return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+    words = name.split("_")
+    if "bytes" in words:
+        return quantity(value, "B")
+    if "flops" in words:
+        return quantity(value, "FLOP")
+    if "dollars" in words:
+        return f"${value:,.2f}"
+    if words[-1] == "ms":
+        return f"{number(value)} ms"
+    if words[-1] == "s" and "per" not in words:
+        return duration(value)
+    return number(value)
+
+
+# JSON
+
+
+def _plain(value: object) -> object:
+    """Dataclasses, paths and tuples as JSON has them."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {f.name: _plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return str(value) if isinstance(value, Path) else value
+
+
+def _print_json(plain: object) -> None:
+    finite = json.loads(json.dumps(plain), parse_constant=lambda name: None)
+    print(json.dumps(finite, ensure_ascii=False, allow_nan=False))

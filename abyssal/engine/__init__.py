@@ -1,0 +1,1 @@
+"""The engine: prompts in, tokens and text out, many at once over one latent cache."""

@@ -1,0 +1,169 @@
+"""What is asked of the engine and what comes back. No torch: these travel to servers and files.
+
+The order in which sampling values act: logit_bias, then the three penalties, then temperature,
+top_k, top_p and min_p, each on what the one before has left.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal, TypedDict
+
+from abyssal.errors import RequestError
+
+FinishReason = Literal["stop", "length"]
+
+MAX_LOGPROBS = 20  # alternatives reported per token
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SamplingParams:
+    """How to draw the tokens of one request; the defaults draw from the model as it is."""
+
+    max_tokens: int = 256
+    temperature: float = 1.0  # 0: always the most likely token
+    top_p: float = 1.0  # the fewest tokens that together have this probability
+    top_k: int = 0  # this many most likely tokens; 0: all
+    min_p: float = 0.0  # tokens at least this likely, in proportion to the most likely one
+    presence_penalty: float = 0.0  # off the logit of a token written before
+    frequency_penalty: float = 0.0  # off the logit, once for each time it was written
+    repetition_penalty: float = 1.0  # divides the logit of a token in prompt or answer (CTRL, 2019)
+    logit_bias: Mapping[int, float] = field(default_factory=dict)
+    stop: Sequence[str] = ()  # texts that end the answer and are not part of it
+    stop_token_ids: Sequence[int] = ()  # tokens that end the answer, besides end-of-sentence
+    ignore_eos: bool = False
+    seed: int | None = None  # None: another answer each time
+    logprobs: int | None = None  # 0: of each token written; k: also of the k most likely
+    n: int = 1  # answers to each prompt
+
+    def __post_init__(self) -> None:
+        """Accept a single stop text, keep tuples, and refuse impossible values."""
+        stop = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
+        object.__setattr__(self, "stop", stop)
+        object.__setattr__(self, "stop_token_ids", tuple(self.stop_token_ids))
+        for name, (low, high) in _RANGES.items():
+            _check_number(name, getattr(self, name), low, high)
+        for name, (least, most) in _COUNTS.items():
+            value = getattr(self, name)
+            if value is not None:
+                _check_count(name, value, least, most)
+        if self.top_p == 0 or self.repetition_penalty == 0:
+            name = "top_p" if self.top_p == 0 else "repetition_penalty"
+            raise RequestError(f"{name}=0, expected a number above 0; leave it out to turn it off")
+        for text in self.stop:
+            if not isinstance(text, str) or not text:
+                raise RequestError(f"stop={text!r}, expected a text of at least one character")
+        for token in (*self.stop_token_ids, *self.logit_bias):
+            _check_count("stop_token_ids and logit_bias", token, 0, _HUGE)
+        for bias in self.logit_bias.values():
+            _check_number("logit_bias", bias, -100.0, 100.0)
+
+
+class SamplingChanges(TypedDict, total=False):
+    """The fields of SamplingParams, as keyword arguments of LLM's methods."""
+
+    max_tokens: int
+    temperature: float
+    top_p: float
+    top_k: int
+    min_p: float
+    presence_penalty: float
+    frequency_penalty: float
+    repetition_penalty: float
+    logit_bias: Mapping[int, float]
+    stop: Sequence[str]
+    stop_token_ids: Sequence[int]
+    ignore_eos: bool
+    seed: int | None
+    logprobs: int | None
+    n: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Request:
+    """One prompt to be continued once."""
+
+    id: int
+    tokens: list[int]
+    params: SamplingParams
+    sample: int = 0  # which of the n answers; each draws its own random numbers
+    thinking: bool = False  # the answer opens inside <think>
+
+
+@dataclass(frozen=True, slots=True)
+class Delta:
+    """One token of one request, and the text that became certain with it."""
+
+    request_id: int
+    token: int
+    text: str  # complete characters only, and nothing that may yet become a stop text
+    logprob: float | None = None  # of the model's own distribution, before any sampling value
+    finish_reason: FinishReason | None = None  # set on the last one
+    reasoning: str = ""  # text written inside <think>, when the request thinks
+    top_logprobs: tuple[tuple[int, float], ...] = ()  # the most likely tokens, best first
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Completion:
+    """All that one request wrote."""
+
+    text: str  # without control tokens, cut before a stop text
+    tokens: list[int]  # every token drawn, the one that ended the answer included
+    finish_reason: FinishReason
+    prompt_tokens: int
+    logprobs: list[float] | None = None  # one for each of tokens, if asked for
+    top_logprobs: list[tuple[tuple[int, float], ...]] | None = None
+    reasoning: str | None = None  # None where the request did not think
+
+    @property
+    def completion_tokens(self) -> int:
+        """Tokens drawn, as a bill would count them."""
+        return len(self.tokens)
+
+    @classmethod
+    def from_deltas(cls, request: Request, deltas: Sequence[Delta]) -> "Completion":
+        """Join the deltas of a finished request."""
+        reason = deltas[-1].finish_reason
+        assert reason is not None, "the request is not finished"
+        asked = request.params.logprobs
+        return cls(
+            text="".join(delta.text for delta in deltas),
+            tokens=[delta.token for delta in deltas],
+            finish_reason=reason,
+            prompt_tokens=len(request.tokens),
+            logprobs=None
+            if asked is None
+            else [d.logprob for d in deltas if d.logprob is not None],
+            top_logprobs=[delta.top_logprobs for delta in deltas] if asked else None,
+            reasoning="".join(d.reasoning for d in deltas) if request.thinking else None,
+        )
+
+
+_HUGE = 2**63 - 1
+_RANGES = {
+    "temperature": (0.0, 100.0),
+    "top_p": (0.0, 1.0),
+    "min_p": (0.0, 1.0),
+    "presence_penalty": (-2.0, 2.0),
+    "frequency_penalty": (-2.0, 2.0),
+    "repetition_penalty": (0.0, 100.0),
+}
+_COUNTS = {
+    "max_tokens": (1, _HUGE),
+    "top_k": (0, _HUGE),
+    "seed": (0, _HUGE),
+    "logprobs": (0, MAX_LOGPROBS),
+    "n": (1, 1024),
+}
+
+
+def _check_number(name: str, value: float, low: float, high: float) -> None:
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not number or not math.isfinite(value) or not low <= value <= high:
+        raise RequestError(f"{name}={value!r}, expected a number from {low:g} to {high:g}")
+
+
+def _check_count(name: str, value: int, least: int, most: int) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= most:
+        limit = f"at least {least}" if most == _HUGE else f"from {least} to {most}"
+        raise RequestError(f"{name}={value!r}, expected an integer {limit}")

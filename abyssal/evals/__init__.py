@@ -1,0 +1,1 @@
+"""Measuring what a model knows: the same grades that rewards are made of."""

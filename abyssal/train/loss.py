@@ -1,0 +1,107 @@
+"""What training minimizes: next token, tokens further ahead, and balance within each sequence.
+
+    L = L_main + lambda/D sum_k L_MTP^k + L_Bal        eq. 17-20, 24-25
+
+DeepSeek-V3 (arXiv 2412.19437), sections 2.1.2 and 2.2. The cross-entropy runs the head in chunks of rows
+and forms the gradient on the way, so that the logits of a whole batch never exist.
+
+    T tokens    D hidden_size    W vocab_size    E experts    K experts per token    N sequences
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.autograd.function import FunctionCtx, once_differentiable
+
+from abyssal.batch import IGNORE, Batch
+from abyssal.model.moe import Routing
+from abyssal.model.transformer import Output
+
+CHUNK = 512  # rows of logits at a time: 8 MB in float32 at 4,096 words
+
+
+class Losses(NamedTuple):
+    """Sums over the scored tokens of a batch (in nats), and the balance term."""
+
+    main: Tensor
+    mtp: Tensor  # averaged over depths, not yet weighted by lambda
+    balance: Tensor  # sum over MoE blocks of the mean over sequences, not yet weighted by alpha
+
+
+def losses(output: Output, head: Tensor, batch: Batch, *, top_k: int, balance: bool) -> Losses:
+    """Score one pass; `head` is (W, D), and each MTP module's rows predict labels its depth further."""
+    labels = batch.labels
+    assert labels is not None
+    zero = output.hidden.new_zeros((), dtype=torch.float32)
+    main = cross_entropy(output.hidden, head, labels)
+    ahead = zero
+    for depth, hidden in enumerate(output.mtp_hidden, 1):
+        further = labels_ahead(labels, batch.cu_seqlens, depth)
+        ahead = ahead + cross_entropy(hidden, head, further) / len(output.mtp_hidden)
+    routings = output.routings if balance else ()
+    term = zero
+    for routing in routings:
+        term = term + sequence_balance(routing, batch.cu_seqlens, top_k)
+    return Losses(main, ahead, term)
+
+
+def labels_ahead(labels: Tensor, cu_seqlens: Tensor, depth: int) -> Tensor:
+    """Labels (T,) moved `depth` rows up within each sequence; the rows left over are ignored."""
+    moved = labels.roll(-depth)
+    for back in range(1, depth + 1):
+        moved[(cu_seqlens[1:] - back).clamp(min=0)] = IGNORE
+    return moved
+
+
+def cross_entropy(hidden: Tensor, head: Tensor, labels: Tensor) -> Tensor:
+    """Summed negative log-likelihood in nats of labels (T,) given hidden (T, D) and head (W, D)."""
+    scored = (labels != IGNORE).nonzero()[:, 0]
+    if len(scored) < len(labels):
+        hidden, labels = hidden[scored], labels[scored]
+    loss: Tensor = _ChunkedCrossEntropy.apply(hidden, head, labels)
+    return loss
+
+
+class _ChunkedCrossEntropy(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: FunctionCtx, hidden: Tensor, head: Tensor, labels: Tensor) -> Tensor:
+        wanted = any(ctx.needs_input_grad)  # type: ignore[attr-defined]
+        grad_hidden = torch.empty_like(hidden) if wanted else None
+        grad_head = torch.zeros_like(head, dtype=torch.float32) if wanted else None
+        total = hidden.new_zeros((), dtype=torch.float32)
+        for start in range(0, len(hidden), CHUNK):
+            rows, wanted_words = hidden[start : start + CHUNK], labels[start : start + CHUNK, None]
+            logprobs = (rows @ head.T).float().log_softmax(-1)  # (CHUNK, W)
+            total -= logprobs.gather(-1, wanted_words).sum()
+            if grad_hidden is None or grad_head is None:
+                continue
+            grad = logprobs.exp_()
+            grad.scatter_add_(-1, wanted_words, grad.new_full((), -1.0).expand_as(wanted_words))
+            low = grad.to(hidden.dtype)
+            torch.mm(low, head, out=grad_hidden[start : start + CHUNK])
+            grad_head += low.T @ rows
+        ctx.save_for_backward(grad_hidden, grad_head)
+        return total
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor, Tensor, None]:
+        grad_hidden, grad_head = ctx.saved_tensors  # type: ignore[attr-defined]
+        return grad_hidden * grad, (grad_head * grad).to(grad_hidden.dtype), None
+
+
+def sequence_balance(routing: Routing, cu_seqlens: Tensor, top_k: int) -> Tensor:
+    """sum_i f_i P_i of each sequence, averaged over sequences (eq. 17-20); 1 when balanced.
+
+    As printed, f counts the raw affinities' own top K, without the bias, and carries no gradient.
+    """
+    affinity = routing.affinity  # (T, E)
+    experts, lengths = affinity.shape[-1], cu_seqlens.diff().to(affinity.device)
+    sequence = torch.arange(len(lengths), device=affinity.device).repeat_interleave(lengths)
+    chosen = torch.zeros_like(affinity).scatter_(-1, affinity.detach().topk(top_k).indices, 1.0)
+    share = affinity / affinity.sum(-1, keepdim=True)  # (T, E)  eq. 19
+    zeros = affinity.new_zeros(len(lengths), experts)
+    f = zeros.index_add(0, sequence, chosen) * (experts / top_k) / lengths[:, None]  # eq. 18
+    P = zeros.index_add(0, sequence, share) / lengths[:, None]  # (N, E)  eq. 20
+    return (f * P).sum(-1).mean()

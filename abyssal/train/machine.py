@@ -1,0 +1,47 @@
+"""What this machine can do, measured in a moment: which precision to train in, and MFU's denominator."""
+
+import time
+from typing import NamedTuple
+
+import torch
+
+_SIZE = 1024  # rows and columns of the measured product
+
+
+class Machine(NamedTuple):
+    """A machine as training sees it."""
+
+    device: torch.device
+    threads: int
+    peak_flops: float  # of one large BF16 or FP32 product, whichever is used: MFU's denominator
+    dtype: torch.dtype  # of matrix products
+
+    @property
+    def description(self) -> str:
+        """One phrase for logs and reports."""
+        kind = "CPU threads" if self.device.type == "cpu" else "CPU threads and a GPU"
+        name = str(self.dtype).removeprefix("torch.")
+        return f"{self.threads} {kind}, {name} at {self.peak_flops / 1e9:,.0f} GFLOP/s"
+
+
+def measure(precision: str = "auto") -> Machine:
+    """Time one product in BF16 and one in FP32; "auto" takes BF16 where it is 1.5 times as fast."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    dtypes = {"bfloat16": torch.bfloat16, "float32": torch.float32}
+    rates = {
+        name: _rate(dtype, device) for name, dtype in dtypes.items() if precision in ("auto", name)
+    }
+    if precision == "auto":
+        precision = "bfloat16" if rates["bfloat16"] > 1.5 * rates["float32"] else "float32"
+    return Machine(device, torch.get_num_threads(), rates[precision], dtypes[precision])
+
+
+def _rate(dtype: torch.dtype, device: torch.device) -> float:
+    """FLOP/s of a square product; the best of a few, since the first prepares a kernel."""
+    a = torch.ones(_SIZE, _SIZE, dtype=dtype, device=device)
+    best = float("inf")
+    for _ in range(6):
+        start = time.perf_counter()
+        (a @ a)[0, 0].item()  # reading a value waits for a GPU
+        best = min(best, time.perf_counter() - start)
+    return 2 * _SIZE**3 / best

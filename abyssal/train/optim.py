@@ -1,0 +1,182 @@
+"""Optimizers over float32 master weights, while the model itself holds the working copy.
+
+AdamW as in the paper (section 4.2), with moments in BF16 or FP32 (section 3.3.3), and Muon for the
+matrices (Jordan et al., 2024), orthogonalizing all matrices of one shape in one batched product.
+
+    m = b1 m + (1-b1) g    v = b2 v + (1-b2) g^2    w -= lr (m^ / (sqrt(v^) + eps) + decay w)      AdamW
+    m = mu m + g           w -= lr (0.2 sqrt(max(rows, cols)) orth(g + mu m) + decay w)            Muon
+"""
+
+import math
+from collections import defaultdict
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from abyssal.errors import ConfigError
+from abyssal.train.schedule import Curve, Segment
+
+# Coefficients of five Newton-Schulz steps that push singular values towards 1 quickly (the fitted
+# schedule in common use with Muon; the plain cubic needs twice as many).
+NEWTON_SCHULZ = (
+    (4.0848, -6.8946, 2.9270),
+    (3.9505, -6.3029, 2.6377),
+    (3.7418, -5.5913, 2.3037),
+    (2.8769, -3.1427, 1.2046),
+    (2.8366, -3.0525, 1.2012),
+)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Optim:
+    """How weights move; the defaults are the paper's."""
+
+    matrices: Literal["adamw", "muon"] = (
+        "adamw"  # vectors, embedding, head and router: always AdamW
+    )
+    lr: float = 2.2e-4  # at the top of `schedule`, after `warmup_steps`
+    warmup_steps: int = 2000
+    schedule: Curve = (
+        Segment(until=10e12, to=1.0),
+        Segment(until=14.3e12, to=0.1, shape="cosine"),
+        Segment(until=14.633e12, to=0.1),
+        Segment(until=14.8e12, to=7.3 / 220),
+    )
+    betas: tuple[float, float] = (0.9, 0.95)
+    eps: float = 1e-8
+    weight_decay: float = 0.1
+    momentum: float = 0.95  # of Muon
+    clip_norm: float = 1.0
+    moments: Literal["bfloat16", "float32"] = "bfloat16"
+
+    def __post_init__(self) -> None:
+        for name in ("lr", "eps", "clip_norm"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise ConfigError(f"optim.{name}={getattr(self, name)}, expected a positive number")
+        if self.weight_decay < 0 or self.warmup_steps < 0:
+            raise ConfigError(
+                f"optim.weight_decay={self.weight_decay} and warmup_steps={self.warmup_steps}, "
+                "expected neither below 0"
+            )
+        if not (0 <= self.betas[0] < 1 and 0 <= self.betas[1] < 1 and 0 <= self.momentum < 1):
+            raise ConfigError(
+                f"optim.betas={list(self.betas)} and momentum={self.momentum}, expected each in [0, 1)"
+            )
+
+
+class Optimizer:
+    """Float32 masters of every parameter, their gradients and moments, and the step that moves them."""
+
+    def __init__(self, model: nn.Module, optim: Optim):
+        self.optim = optim
+        self.parameters = {n: p for n, p in model.named_parameters() if p.requires_grad}
+        # A parameter already in float32 is its own master.
+        self.masters = {n: p.detach().float() for n, p in self.parameters.items()}
+        self.grads = {n: torch.zeros_like(m) for n, m in self.masters.items()}
+        self.muon = {n for n in self.masters if optim.matrices == "muon" and _is_matrix(n, model)}
+        kind = torch.bfloat16 if optim.moments == "bfloat16" else torch.float32
+        self.first = {n: torch.zeros_like(m, dtype=kind) for n, m in self.masters.items()}
+        self.second = {
+            n: torch.zeros_like(m, dtype=kind)
+            for n, m in self.masters.items()
+            if n not in self.muon
+        }
+        self.steps = 0
+
+    def collect(self) -> None:
+        """Add the working copy's gradients to the float32 ones, and drop them (one micro-batch)."""
+        for name, parameter in self.parameters.items():
+            if parameter.grad is not None:
+                self.grads[name].add_(parameter.grad)
+                parameter.grad = None
+
+    def clip(self) -> float:
+        """Scale the gradients to at most clip_norm; the norm before, which may be inf or nan."""
+        norm = torch.stack([g.norm() for g in self.grads.values()]).norm().item()
+        if math.isfinite(norm) and norm > self.optim.clip_norm:
+            for grad in self.grads.values():
+                grad.mul_(self.optim.clip_norm / norm)
+        return norm
+
+    @torch.no_grad()
+    def step(self, lr: float) -> None:
+        """Move the masters, write them into the working copy, and clear the gradients."""
+        self.steps += 1
+        for name in self.second:
+            self._adamw(name, lr)
+        self._muon(lr)
+        for name, parameter in self.parameters.items():
+            parameter.copy_(self.masters[name])
+        self.clear()
+
+    def clear(self) -> None:
+        """Forget the gradients collected so far."""
+        for grad in self.grads.values():
+            grad.zero_()
+
+    def state(self) -> dict[str, Tensor]:
+        """Everything that must survive a restart, by name."""
+        groups = {"masters": self.masters, "first": self.first, "second": self.second}
+        return {f"{group}.{name}": t for group, ts in groups.items() for name, t in ts.items()}
+
+    @torch.no_grad()
+    def restore(self, state: dict[str, Tensor], steps: int) -> None:
+        """Take back what `state` gave, and refresh the working copy."""
+        self.steps = steps
+        for key, tensor in self.state().items():
+            tensor.copy_(state[key])
+        for name, parameter in self.parameters.items():
+            parameter.copy_(self.masters[name])
+
+    def _adamw(self, name: str, lr: float) -> None:
+        cfg, master, grad = self.optim, self.masters[name], self.grads[name]
+        (b1, b2), first, second = cfg.betas, self.first[name], self.second[name]
+        m = first.float().lerp_(grad, 1 - b1)
+        v = second.float().mul_(b2).addcmul_(grad, grad, value=1 - b2)
+        first.copy_(m)
+        second.copy_(v)
+        if master.ndim > 1:  # gains and other vectors do not decay
+            master.mul_(1 - lr * cfg.weight_decay)
+        scale = math.sqrt(1 - b2**self.steps)
+        denominator = v.sqrt_().div_(scale).add_(cfg.eps)
+        master.addcdiv_(m, denominator, value=-lr / (1 - b1**self.steps))
+
+    def _muon(self, lr: float) -> None:
+        cfg = self.optim
+        same: dict[tuple[int, int], list[tuple[Tensor, Tensor]]] = defaultdict(list)
+        for name in sorted(self.muon):
+            grad, first = self.grads[name], self.first[name]
+            momentum = first.float().mul_(cfg.momentum).add_(grad)
+            first.copy_(momentum)
+            update = grad.add(momentum, alpha=cfg.momentum)  # Nesterov
+            rows, cols = update.shape[-2:]
+            same[rows, cols].append((update.view(-1, rows, cols), self.masters[name]))
+        for (rows, cols), pairs in same.items():
+            updates = orthogonalize(torch.cat([update for update, _ in pairs]))
+            scale = 0.2 * math.sqrt(
+                max(rows, cols)
+            )  # the size of an AdamW update (arXiv 2502.16982)
+            for update, (_, master) in zip(
+                updates.split([len(u) for u, _ in pairs]), pairs, strict=True
+            ):
+                master.mul_(1 - lr * cfg.weight_decay)
+                master.add_(update.view_as(master), alpha=-lr * scale)
+
+
+def orthogonalize(matrices: Tensor) -> Tensor:
+    """The nearest (semi-)orthogonal matrix to each of matrices (N, rows, cols), roughly, in BF16."""
+    x = matrices.transpose(1, 2) if matrices.shape[1] > matrices.shape[2] else matrices
+    x = (x / (torch.linalg.matrix_norm(x, keepdim=True) * 1.02 + 1e-10)).bfloat16()
+    for a, b, c in NEWTON_SCHULZ:
+        gram = x @ x.transpose(1, 2)
+        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+    x = x.transpose(1, 2) if matrices.shape[1] > matrices.shape[2] else x
+    return x.float()
+
+
+def _is_matrix(name: str, model: nn.Module) -> bool:
+    """Whether Muon moves this parameter: the matrices inside blocks, but for the router's."""
+    inside = name.startswith(("layers.", "mtp."))
+    return inside and model.get_parameter(name).ndim > 1 and not name.endswith("gate.weight")
