@@ -59,7 +59,7 @@ def read(
         for piece in pieces:
             tensors[name][piece.place].copy_(opened.tensor(piece.published))
     for copy, original in names.copies(config).items():
-        if copy in stored and not torch.equal(opened.tensor(copy), opened.tensor(original)):
+        if copy in stored and not _same_bits(opened.tensor(copy), opened.tensor(original)):
             raise CheckpointError(
                 f"{folder}: {copy} differs from {original}; expected a copy, as in the release"
             )
@@ -86,8 +86,9 @@ def _refuse_misfits(
     ]
     foreign = [
         f"{name} is {stored[name].dtype}"
-        for name in expected
-        if name in stored and stored[name].dtype not in DTYPES
+        for name, shape in expected.items()
+        if name in stored
+        and (stored[name].dtype not in DTYPES or (stored[name].dtype == FP8 and len(shape) != 2))
     ]
     complaints = [
         f"{len(found)} {kind}: {some(found)}"
@@ -95,7 +96,7 @@ def _refuse_misfits(
             ("missing", [name for name in expected if name not in stored]),
             ("surplus", [name for name in stored if name not in expected]),
             ("of another shape", misshapen),
-            (f"of a type not among {', '.join(DTYPES)}", foreign),
+            (f"of a type not among {', '.join(DTYPES)} (matrices only)", foreign),
         )
         if found
     ]
@@ -104,6 +105,10 @@ def _refuse_misfits(
             f"{folder}: tensors do not fit config.json; {'; '.join(complaints)}. "
             "Check that the config and the shards belong together"
         )
+
+
+def _same_bits(one: Tensor, other: Tensor) -> bool:
+    return torch.equal(one.view(torch.uint8), other.view(torch.uint8))  # where NaN equals NaN
 
 
 def _times(shape: Sequence[int]) -> str:

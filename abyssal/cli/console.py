@@ -8,17 +8,18 @@ import dataclasses
 import json
 import math
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import time
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
+from typing import Protocol
 
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-Advance = Callable[[float], None]
-
+_QUIET_S = 30  # between two lines of progress where there is no terminal
 _UNWRAPPED = 10_000  # columns
 _SI = ("", "k", "M", "G", "T", "P", "E", "Z", "Y", "R", "Q")
 
@@ -100,16 +101,39 @@ def fail(problem: Exception) -> None:
     err().print(f"error: {line}", markup=False, soft_wrap=True, style="red")
 
 
+class Bar(Protocol):
+    """A bar on its way."""
+
+    def at(self, done: float, *, total: float, note: str) -> None:
+        """Stand at `done` of `total`, with a few figures beside."""
+
+
+class _Silent:
+    """The bar where there is no terminal: a line every half minute."""
+
+    def __init__(self, what: str) -> None:
+        self.what, self.began, self.said = what, time.monotonic(), time.monotonic()
+
+    def at(self, done: float, *, total: float, note: str) -> None:
+        """Say where things stand, now and then."""
+        now = time.monotonic()
+        if now - self.said >= _QUIET_S and done > 0:
+            self.said = now
+            left_s = (now - self.began) * (total - done) / done
+            text = f"{self.what}: {done / total:.0%}  {note}  {duration(left_s)} left"
+            err().print(text, markup=False, soft_wrap=True)
+
+
 @contextmanager
-def progress(what: str, total: float | None) -> Iterator[Advance]:
-    """A bar with the time left, on a terminal only; yields a function that moves it on."""
+def progress(what: str, total: float) -> Iterator[Bar]:
+    """A bar with figures and the time left; without a terminal, a line now and then."""
     if not err().is_terminal:
-        yield lambda amount: None
+        yield _Silent(what)
         return
     from rich.progress import (
         BarColumn,
-        MofNCompleteColumn,
         Progress,
+        TaskProgressColumn,
         TextColumn,
         TimeRemainingColumn,
     )
@@ -117,12 +141,18 @@ def progress(what: str, total: float | None) -> Iterator[Advance]:
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
-        MofNCompleteColumn(),
+        TaskProgressColumn(),
+        TextColumn("{task.fields[note]}"),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=err(), transient=True) as bar:
-        task = bar.add_task(escape(what), total=total)
-        yield lambda amount: bar.advance(task, amount)
+    with Progress(*columns, console=err()) as bars:
+        task = bars.add_task(escape(what), total=total, note="")
+
+        class _Drawn:
+            def at(self, done: float, *, total: float, note: str) -> None:
+                bars.update(task, completed=done, total=total, note=escape(note))
+
+        yield _Drawn()
 
 
 # Numbers

@@ -10,10 +10,11 @@ from typing import Annotated
 import typer
 
 import abyssal
-from abyssal.cli import Verb, console, measure, use
+from abyssal.cli import Verb, build, console, measure, use
 from abyssal.errors import AbyssalError
 
 PANELS: dict[str, Iterable[Verb]] = {
+    "Build": build.VERBS,
     "Use": use.VERBS,
     "Measure": measure.VERBS,
 }

@@ -147,8 +147,11 @@ def _read_prompts(path: Path) -> list[str]:
     rows = [row for found in find_files(path, ROW_SUFFIXES).files for row in read_rows(found)]
     for where, row, fault in rows:
         prompt = row.get("prompt")
+        if fault == "blank line":
+            continue
         if fault or not isinstance(prompt, str):
-            raise DataError(f"{where}: {fault or 'no text under prompt'}; expected a JSON object")
+            fault = fault or 'no text under "prompt"'
+            raise DataError(f'{where}: {fault}; expected a JSON object {{"prompt": "..."}}')
         prompts.append(prompt)
     return prompts
 

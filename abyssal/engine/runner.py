@@ -30,12 +30,12 @@ _GOLDEN = 0x9E3779B97F4A7C15  # 2**64 / golden ratio: spreads the seeds of n ans
 class _Live:
     """A request that holds a slot of the cache."""
 
-    def __init__(self, request: Request, tokenizer: Tokenizer, limit: int):
+    def __init__(self, request: Request, tokenizer: Tokenizer, limit: int, device: torch.device):
         self.request = request
         self.limit = limit  # tokens it may write
         self.num_computed = 0  # tokens in the cache
         self.written: list[int] = []
-        self.generator = torch.Generator()
+        self.generator = torch.Generator(device)
         seed = request.params.seed
         if seed is None:
             self.generator.seed()
@@ -142,7 +142,7 @@ class Runner:
                 return
             self._waiting.popleft()
             limit = self._reach(request) - len(request.tokens)
-            self._live.append(_Live(request, self.tokenizer, limit))
+            self._live.append(_Live(request, self.tokenizer, limit, self._device))
             self._cache.add()
             busy += len(request.tokens)
 
@@ -178,6 +178,7 @@ class Runner:
         output: Output = self.model(batch.to(self._device), self._cache)
         return output.hidden
 
+    @torch.inference_mode()  # as the buffer was made
     def _leave(self, slot: int) -> None:
         """Free a slot; the request in the last one moves into it, as in the cache."""
         self._cache.remove(slot)

@@ -10,16 +10,15 @@ torch's own fused attention takes a slow path when the head sizes differ, as the
     T tokens    H heads    D query/key head size    V value head size    L padded length    B batch of L
 """
 
-from collections.abc import Iterator
+from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.function import FunctionCtx, once_differentiable
+from torch.autograd.function import once_differentiable
 
 BLOCK = 128  # query rows at a time
 KEEP = 512  # longest sequence whose probabilities are kept for the backward
-ROUND = 32  # sequences are padded to a multiple of this, so that few matrix shapes occur
+STEPS = (32, 64, 96, 128, 192, 256, 384, 512)  # lengths that shorter sequences are padded to
 
 
 def reference(q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor, scale: float) -> Tensor:
@@ -35,80 +34,131 @@ def reference(q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor, scale: float)
 
 def causal_attention(q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor, scale: float) -> Tensor:
     """q, k (T, H, D) and v (T, H, V) -> (T, H, V), each token attending to its own sequence so far."""
-    lengths = cu_seqlens.diff()
-    if bool((lengths == lengths[0]).all()):  # rows of one length need no index
-        heads = [x.unflatten(0, (len(lengths), -1)).transpose(1, 2) for x in (q, k, v)]
-        equal: Tensor = _Attention.apply(*heads, scale)  # (B, H, L, V)
-        return equal.transpose(1, 2).flatten(0, 1)
-    parts, places = [], []
-    for index, real in _buckets(cu_seqlens):
-        index = index.to(q.device)
-        heads = [x[index].transpose(1, 2) for x in (q, k, v)]
-        mixed: Tensor = _Attention.apply(*heads, scale)  # (B, H, L, V)
-        parts.append(mixed.transpose(1, 2)[real])
-        places.append(index[real])
-    order = torch.cat(places).argsort()
-    return torch.cat(parts)[order]
+    mixed: Tensor = _Attention.apply(q, k, v, _buckets(cu_seqlens, q.device), scale)
+    return mixed
 
 
-def _buckets(cu_seqlens: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-    """Group sequences of like length: (B, L) token indices and which of them are real.
+class _Bucket(NamedTuple):
+    """Sequences of like length: which token stands in each row, and which rows are not padding."""
 
-    Sequences are padded at the end by repeating their last token, which no earlier token can see.
-    """
+    size: int  # B sequences
+    row: Tensor | None  # (B*L,) token of each row; None: all tokens in order, none padded
+    real: Tensor  # rows that are real ...
+    token: Tensor  # ... and their tokens
+    padding: Tensor  # rows that are not
+
+
+def _buckets(cu_seqlens: Tensor, device: torch.device) -> list[_Bucket]:
+    """Group sequences by padded length; padding repeats a sequence's last token, which none sees."""
     starts, lengths = cu_seqlens[:-1], cu_seqlens.diff()
-    padded = (lengths + ROUND - 1) // ROUND * ROUND
-    if len(lengths) > 4:  # few groups: lengths within a factor of 1.5 share one
-        steps = torch.tensor([32, 64, 96, 128, 192, 256, 384, 512])
-        padded = torch.where(
-            padded <= 512, steps[torch.searchsorted(steps, padded.clamp(max=512))], padded
-        )
+    if bool((lengths == lengths[0]).all()):
+        nothing = torch.empty(0, dtype=torch.int64)
+        return [_Bucket(len(lengths), None, nothing, nothing, nothing)]
+    buckets = []
+    padded = _padded(lengths)
     for length in padded.unique().tolist():
         chosen = (padded == length).nonzero()[:, 0]
-        offsets = torch.arange(length).expand(len(chosen), -1)
-        real = offsets < lengths[chosen, None]
+        offsets = torch.arange(length).expand(len(chosen), -1)  # (B, L)
         last = lengths[chosen, None] - 1
-        yield starts[chosen, None] + torch.minimum(offsets, last), real
+        row = (starts[chosen, None] + torch.minimum(offsets, last)).flatten()
+        inside = (offsets <= last).flatten()
+        real, padding = inside.nonzero()[:, 0], (~inside).nonzero()[:, 0]
+        parts = (row, real, row[real], padding)
+        buckets.append(_Bucket(len(chosen), *(part.to(device) for part in parts)))
+    return buckets
+
+
+def _padded(lengths: Tensor) -> Tensor:
+    """Round up to 32, 64, 96, 128, 192, 256, 384, 512, and beyond to multiples of 512: few shapes."""
+    steps = torch.tensor(STEPS)
+    small = steps[torch.searchsorted(steps, lengths.clamp(max=STEPS[-1]))]
+    return torch.where(lengths <= STEPS[-1], small, (lengths + 511) // 512 * 512)
 
 
 class _Attention(torch.autograd.Function):
-    """Causal attention on q, k (B, H, L, D) and v (B, H, L, V), in blocks of queries."""
+    """Each bucket in turn, in blocks of queries."""
 
     @staticmethod
-    def forward(ctx: FunctionCtx, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
-        B, H, L, _ = q.shape
-        q, k, v = (x.reshape(B * H, L, -1) for x in (q, k, v))
-        out = v.new_empty(B * H, L, v.shape[-1])
-        kept = []
-        for rows in _blocks(L):
-            weights = _weights(q, k, rows, scale)
-            torch.bmm(weights, v[:, : rows.stop], out=out[:, rows])
-            if L <= KEEP:
-                kept.append(weights)
-        ctx.save_for_backward(q, k, v, *kept)
-        ctx.scale, ctx.shape = scale, (B, H, L)  # type: ignore[attr-defined]
-        return out.view(B, H, L, -1)
+    def forward(
+        ctx: Any, q: Tensor, k: Tensor, v: Tensor, buckets: list[_Bucket], scale: float
+    ) -> Tensor:
+        out = v.new_empty(v.shape)  # (T, H, V)
+        saved, kept = [], []
+        for bucket in buckets:
+            heads = _rows(q, bucket), _rows(k, bucket), _rows(v, bucket)  # (B*H, L, D or V)
+            mixed, weights = _attend(*heads, scale)
+            _put(out, mixed, bucket)
+            saved += heads
+            kept.append(weights)
+        ctx.save_for_backward(*saved)
+        ctx.kept, ctx.buckets, ctx.scale = kept, buckets, scale
+        return out
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
-        q, k, v, *kept = ctx.saved_tensors  # type: ignore[attr-defined]
-        B, H, L = ctx.shape  # type: ignore[attr-defined]
-        scale: float = ctx.scale  # type: ignore[attr-defined]
-        grad = grad.reshape(B * H, L, -1)
-        dq = torch.empty_like(q)
-        dk, dv = (torch.zeros_like(x, dtype=torch.float32) for x in (k, v))
-        for i, rows in enumerate(_blocks(L)):
-            past = slice(0, rows.stop)
-            weights = kept[i] if kept else _weights(q, k, rows, scale)
-            dv[:, past] += weights.transpose(1, 2) @ grad[:, rows]
-            dweights = grad[:, rows] @ v[:, past].transpose(1, 2)
-            dscores = torch._softmax_backward_data(dweights, weights, -1, weights.dtype)
-            dscores = dscores.mul_(scale)
-            torch.bmm(dscores, k[:, past], out=dq[:, rows])
-            dk[:, past] += dscores.transpose(1, 2) @ q[:, rows]
-        shape = (B, H, L, -1)
-        return dq.view(shape), dk.to(k.dtype).view(shape), dv.to(v.dtype).view(shape), None
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:
+        saved = ctx.saved_tensors
+        buckets: list[_Bucket] = ctx.buckets
+        T, H, _ = grad.shape
+        dq, dk, dv = (saved[i].new_empty(T, H, saved[i].shape[-1]) for i in range(3))
+        for i, bucket in enumerate(buckets):
+            query, key, value = saved[3 * i : 3 * i + 3]
+            rows = _rows(grad, bucket, blank_padding=True)
+            grads = _attend_backward(query, key, value, rows, ctx.kept[i], ctx.scale)
+            for flat, grouped in zip((dq, dk, dv), grads, strict=True):
+                _put(flat, grouped, bucket)
+        return dq, dk, dv, None, None
+
+
+def _rows(x: Tensor, bucket: _Bucket, blank_padding: bool = False) -> Tensor:
+    """Flat x (T, H, D) -> the sequences of a bucket, head by head (B*H, L, D)."""
+    H, D = x.shape[1:]
+    if bucket.row is not None:
+        x = x.flatten(1).index_select(0, bucket.row)
+        if blank_padding:  # a gradient must not reach the keys twice
+            x.index_fill_(0, bucket.padding, 0)
+    return x.reshape(bucket.size, -1, H, D).transpose(1, 2).reshape(bucket.size * H, -1, D)
+
+
+def _put(flat: Tensor, x: Tensor, bucket: _Bucket) -> None:
+    """Write a bucket's x (B*H, L, D) to its tokens in flat (T, H, D); every token is in one bucket."""
+    H, D = flat.shape[1:]
+    x = x.view(bucket.size, H, -1, D).transpose(1, 2)  # (B, L, H, D)
+    if bucket.row is None:
+        flat.view(x.shape).copy_(x)
+    else:
+        rows = x.reshape(-1, H * D).index_select(0, bucket.real)
+        flat.flatten(1).index_copy_(0, bucket.token, rows)
+
+
+def _attend(q: Tensor, k: Tensor, v: Tensor, scale: float) -> tuple[Tensor, list[Tensor]]:
+    """q, k (BH, L, D), v (BH, L, V) -> (BH, L, V), and the probabilities where they are kept."""
+    L = q.shape[1]
+    out = v.new_empty(v.shape)
+    kept = []
+    for rows in _blocks(L):
+        weights = _weights(q, k, rows, scale)
+        torch.bmm(weights, v[:, : rows.stop], out=out[:, rows])
+        if L <= KEEP:
+            kept.append(weights)
+    return out, kept
+
+
+def _attend_backward(
+    q: Tensor, k: Tensor, v: Tensor, grad: Tensor, kept: list[Tensor], scale: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The gradients of q, k, v given that of the mixture (BH, L, V)."""
+    dq = torch.empty_like(q)
+    dk, dv = (torch.zeros_like(x, dtype=torch.float32) for x in (k, v))
+    for i, rows in enumerate(_blocks(q.shape[1])):
+        past = slice(0, rows.stop)
+        weights = kept[i] if kept else _weights(q, k, rows, scale)
+        dv[:, past] += weights.transpose(1, 2) @ grad[:, rows]
+        dweights = grad[:, rows] @ v[:, past].transpose(1, 2)
+        dscores = torch._softmax_backward_data(dweights, weights, -1, weights.dtype).mul_(scale)
+        torch.bmm(dscores, k[:, past], out=dq[:, rows])
+        dk[:, past] += dscores.transpose(1, 2) @ q[:, rows]
+    return dq, dk.to(k.dtype), dv.to(v.dtype)
 
 
 def _blocks(length: int) -> list[slice]:

@@ -11,11 +11,11 @@ library prepares a kernel for every new row count (about 0.6 ms each).
     T tokens    D hidden_size    E experts    K experts per token    F expert width    M rows after sorting
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd.function import FunctionCtx, once_differentiable
+from torch.autograd.function import once_differentiable
 
 from abyssal.kernels.swiglu import swiglu, swiglu_backward, swiglu_forward
 
@@ -77,31 +77,31 @@ def _rows_of(x: Tensor, order: Order, choices: int) -> Tensor:
 
 class _Scatter(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: FunctionCtx, x: Tensor, order: Order, choices: int) -> Tensor:
-        ctx.order, ctx.choices = order, choices  # type: ignore[attr-defined]
+    def forward(ctx: Any, x: Tensor, order: Order, choices: int) -> Tensor:
+        ctx.order, ctx.choices = order, choices
         return _rows_of(x, order, choices)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor, None, None]:
-        picked = grad.index_select(0, ctx.order.row)  # type: ignore[attr-defined]
-        return picked.unflatten(0, (-1, ctx.choices)).sum(1), None, None  # type: ignore[attr-defined]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        picked = grad.index_select(0, ctx.order.row)
+        return picked.unflatten(0, (-1, ctx.choices)).sum(1), None, None
 
 
 class _Gather(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: FunctionCtx, y: Tensor, weights: Tensor, order: Order) -> Tensor:
-        ctx.order = order  # type: ignore[attr-defined]
+    def forward(ctx: Any, y: Tensor, weights: Tensor, order: Order) -> Tensor:
+        ctx.order = order
         picked = y.index_select(0, order.row).unflatten(0, weights.shape)  # (T, K, D)
         ctx.save_for_backward(picked, weights)
-        return torch.bmm(weights.to(y.dtype).unsqueeze(1), picked).squeeze(1)
+        return (picked * weights.to(y.dtype).unsqueeze(-1)).sum(1)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor, Tensor, None]:
-        picked, weights = ctx.saved_tensors  # type: ignore[attr-defined]
-        order: Order = ctx.order  # type: ignore[attr-defined]
-        grad_weights = torch.bmm(picked, grad.unsqueeze(-1)).squeeze(-1).to(weights.dtype)
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
+        picked, weights = ctx.saved_tensors
+        order: Order = ctx.order
+        grad_weights = (picked * grad.unsqueeze(1)).sum(-1, dtype=weights.dtype)
         flat = torch.cat([weights.to(grad.dtype).flatten(), grad.new_zeros(1)])
         grad_rows = _rows_of(grad, order, weights.shape[1]) * flat[order.pair].unsqueeze(-1)
         return grad_rows, grad_weights, None
@@ -109,9 +109,7 @@ class _Gather(torch.autograd.Function):
 
 class _GroupedSwiGLU(torch.autograd.Function):
     @staticmethod
-    def forward(
-        ctx: FunctionCtx, x: Tensor, gate_up: Tensor, down: Tensor, counts: list[int]
-    ) -> Tensor:
+    def forward(ctx: Any, x: Tensor, gate_up: Tensor, down: Tensor, counts: list[int]) -> Tensor:
         hidden = x.new_empty(len(x), gate_up.shape[1])  # (M, 2F)
         for e, rows in _runs(counts):
             torch.mm(x[rows], gate_up[e].T, out=hidden[rows])
@@ -120,14 +118,14 @@ class _GroupedSwiGLU(torch.autograd.Function):
         for e, rows in _runs(counts):
             torch.mm(middle[rows], down[e].T, out=out[rows])
         ctx.save_for_backward(x, gate_up, down, hidden, middle)
-        ctx.counts = counts  # type: ignore[attr-defined]
+        ctx.counts = counts
         return out
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
-        x, gate_up, down, hidden, middle = ctx.saved_tensors  # type: ignore[attr-defined]
-        counts: list[int] = ctx.counts  # type: ignore[attr-defined]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
+        x, gate_up, down, hidden, middle = ctx.saved_tensors
+        counts: list[int] = ctx.counts
         grad_down, grad_gate_up = torch.zeros_like(down), torch.zeros_like(gate_up)
         grad_middle, grad_x = torch.empty_like(middle), torch.empty_like(x)
         for e, rows in _runs(counts):

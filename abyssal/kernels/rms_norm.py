@@ -6,9 +6,11 @@ one number a row instead of four float32 copies of x.
     D size of the last dimension
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor
-from torch.autograd.function import FunctionCtx, once_differentiable
+from torch.autograd.function import once_differentiable
 
 
 def reference(x: Tensor, weight: Tensor, eps: float) -> Tensor:
@@ -26,17 +28,18 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
 
 class _RMSNorm(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: FunctionCtx, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
         x32 = x.float()
         scale = torch.linalg.vector_norm(x32, dim=-1, keepdim=True).square_()  # (..., 1)
         scale = scale.div_(x.shape[-1]).add_(eps).rsqrt_()
         ctx.save_for_backward(x, weight, scale)
-        return (x32 * scale).to(x.dtype) * weight
+        y: Tensor = (x32 * scale).to(x.dtype) * weight
+        return y
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor, Tensor, None]:
-        x, weight, scale = ctx.saved_tensors  # type: ignore[attr-defined]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
+        x, weight, scale = ctx.saved_tensors
         unit = x.float() * scale  # (..., D)
         grad32 = grad.float()
         grad_weight = (grad32 * unit).flatten(0, -2).sum(0).to(weight.dtype)

@@ -8,9 +8,11 @@ keys are permuted alike, so their products are those of the interleaved form.
     T tokens    H heads    R rotary size
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor
-from torch.autograd.function import FunctionCtx, once_differentiable
+from torch.autograd.function import once_differentiable
 
 
 def reference(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
@@ -28,13 +30,13 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 class _Rotate(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: FunctionCtx, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    def forward(ctx: Any, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         ctx.save_for_backward(cos, sin)
         return reference(x, cos, sin)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor, None, None]:
-        cos, sin = (t.to(grad.dtype).unsqueeze(1) for t in ctx.saved_tensors)  # type: ignore[attr-defined]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        cos, sin = (t.to(grad.dtype).unsqueeze(1) for t in ctx.saved_tensors)
         a, b = grad.chunk(2, -1)
         return torch.stack([a * cos + b * sin, b * cos - a * sin], -1).flatten(-2), None, None

@@ -23,8 +23,8 @@ def inverse_frequencies(config: ModelConfig) -> Tensor:
     yarn = config.rope_scaling
     if yarn is None:
         return plain
-    low = max(math.floor(_pair_turning(yarn.beta_fast, config, yarn)), 0)
-    high = min(math.ceil(_pair_turning(yarn.beta_slow, config, yarn)), R - 1)
+    low: float = max(math.floor(_pair_turning(yarn.beta_fast, config, yarn)), 0)
+    high: float = min(math.ceil(_pair_turning(yarn.beta_slow, config, yarn)), R - 1)
     if low == high:
         high += 0.001  # a ramp needs a width
     ramp = ((torch.arange(R // 2, dtype=torch.float32) - low) / (high - low)).clamp(0, 1)

@@ -12,7 +12,7 @@ from typing import NamedTuple
 from abyssal.data import corpus
 from abyssal.data.chat_mixture import finetuning_chats, pretraining_texts
 from abyssal.data.documents import DropReport
-from abyssal.data.prepare import encode, write
+from abyssal.data.encoding import encode, write_encoded
 from abyssal.data.requests import Requests
 from abyssal.engine.llm import LLM
 from abyssal.errors import DataError
@@ -25,6 +25,7 @@ VOCAB_SIZE = 4096
 PASSES = 4  # over the stories, each with other requests, before the shards repeat
 CHATS = 12_000  # conversations to fine-tune on
 SEED = 1
+STAGES = ("base", "chat")
 QUESTIONS = ("Hello! How are you?", "Please tell me a story about a little rabbit.", "Thank you!")
 
 
@@ -58,6 +59,10 @@ class Folders(NamedTuple):
         """One page about both runs."""
         return self.root / "report.html"
 
+    def made(self) -> dict[str, Path]:
+        """What a user looks for afterwards."""
+        return {"base": self.base, "model": self.model, "report": self.report}
+
 
 def prepare(folders: Folders) -> Iterator[str]:
     """Train the tokenizer and write the shards; says what it does next."""
@@ -76,7 +81,9 @@ def prepare(folders: Folders) -> Iterator[str]:
         items: Sequence[str | list[Message]] = _documents(name, stories, requests)
         report = DropReport(total=len(items))
         masked = name == "chat"
-        write(folders.data / name, encode(items, tokenizer, masked=masked), tokenizer, report)
+        write_encoded(
+            folders.data / name, encode(items, tokenizer, masked=masked), tokenizer, report
+        )
 
 
 def training(stage: str, folders: Folders, overrides: Sequence[str]) -> Training:

@@ -8,11 +8,11 @@ and forms the gradient on the way, so that the logits of a whole batch never exi
     T tokens    D hidden_size    W vocab_size    E experts    K experts per token    N sequences
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd.function import FunctionCtx, once_differentiable
+from torch.autograd.function import once_differentiable
 
 from abyssal.batch import IGNORE, Batch
 from abyssal.model.moe import Routing
@@ -65,20 +65,21 @@ def cross_entropy(hidden: Tensor, head: Tensor, labels: Tensor) -> Tensor:
 
 class _ChunkedCrossEntropy(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: FunctionCtx, hidden: Tensor, head: Tensor, labels: Tensor) -> Tensor:
-        wanted = any(ctx.needs_input_grad)  # type: ignore[attr-defined]
-        grad_hidden = torch.empty_like(hidden) if wanted else None
-        grad_head = torch.zeros_like(head, dtype=torch.float32) if wanted else None
+    def forward(ctx: Any, hidden: Tensor, head: Tensor, labels: Tensor) -> Tensor:
+        learning = any(ctx.needs_input_grad)
+        grad_hidden = torch.empty_like(hidden)
+        grad_head = torch.zeros_like(head, dtype=torch.float32)
         total = hidden.new_zeros((), dtype=torch.float32)
         for start in range(0, len(hidden), CHUNK):
-            rows, wanted_words = hidden[start : start + CHUNK], labels[start : start + CHUNK, None]
-            logprobs = (rows @ head.T).float().log_softmax(-1)  # (CHUNK, W)
-            total -= logprobs.gather(-1, wanted_words).sum()
-            if grad_hidden is None or grad_head is None:
+            rows, word = hidden[start : start + CHUNK], labels[start : start + CHUNK, None]
+            logits = (rows @ head.T).float()  # (CHUNK, W)
+            probs = logits.softmax(-1)  # torch's log_softmax takes three times as long
+            log_sum = logits.amax(-1, keepdim=True) - probs.amax(-1, keepdim=True).log()
+            total += (log_sum - logits.gather(-1, word)).sum()
+            if not learning:
                 continue
-            grad = logprobs.exp_()
-            grad.scatter_add_(-1, wanted_words, grad.new_full((), -1.0).expand_as(wanted_words))
-            low = grad.to(hidden.dtype)
+            probs.scatter_add_(-1, word, probs.new_full((), -1.0).expand_as(word))
+            low = probs.to(hidden.dtype)
             torch.mm(low, head, out=grad_hidden[start : start + CHUNK])
             grad_head += low.T @ rows
         ctx.save_for_backward(grad_hidden, grad_head)
@@ -86,8 +87,8 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor, Tensor, None]:
-        grad_hidden, grad_head = ctx.saved_tensors  # type: ignore[attr-defined]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
+        grad_hidden, grad_head = ctx.saved_tensors
         return grad_hidden * grad, (grad_head * grad).to(grad_hidden.dtype), None
 
 

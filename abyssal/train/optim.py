@@ -94,7 +94,7 @@ class Optimizer:
 
     def clip(self) -> float:
         """Scale the gradients to at most clip_norm; the norm before, which may be inf or nan."""
-        norm = torch.stack([g.norm() for g in self.grads.values()]).norm().item()
+        norm = float(torch.stack([g.norm() for g in self.grads.values()]).norm())
         if math.isfinite(norm) and norm > self.optim.clip_norm:
             for grad in self.grads.values():
                 grad.mul_(self.optim.clip_norm / norm)

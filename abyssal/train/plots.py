@@ -48,7 +48,7 @@ class Mark:
 
 @dataclass(frozen=True, kw_only=True)
 class Chart:
-    """A chart and everything said around it; x is tokens seen, and starts at 0 unless logarithmic."""
+    """A chart and everything said around it; x is in tokens, from 0 unless logarithmic."""
 
     title: str
     unit: str

@@ -13,7 +13,7 @@ from pathlib import Path
 from abyssal.config import ModelConfig
 from abyssal.errors import DataError
 from abyssal.plan.count import Counts, Parts, count
-from abyssal.train import panels
+from abyssal.train import curves, panels
 from abyssal.train.history import Metrics
 from abyssal.train.history import read_metrics as read_metrics
 from abyssal.train.notation import duration, escape, number
@@ -82,11 +82,11 @@ def _sections(runs: list[Metrics]) -> list[tuple[str, str, str]]:
 def _run(metrics: Metrics, anchor: str) -> str:
     """One run, from what one wants to know first to what one looks up."""
     parts: list[tuple[str, Callable[[], str]]] = [
-        ("", lambda: panels.learning(metrics, anchor)),
+        ("", lambda: curves.learning(metrics, anchor)),
         ("What it writes", lambda: samples(metrics)),
         ("Experts", lambda: panels.experts(metrics)),
-        ("Optimization", lambda: panels.optimization(metrics)),
-        ("Speed", lambda: panels.speed(metrics)),
+        ("Optimization", lambda: curves.optimization(metrics)),
+        ("Speed", lambda: curves.speed(metrics)),
         ("Events", lambda: panels.events(metrics)),
         ("Recipe", lambda: recipe_table(metrics)),
     ]
@@ -224,7 +224,7 @@ def _table(counts: Counts) -> str:
     head = ("Part", "Parameters", "Share", "Met by one token")
     cells = "".join(f"<th{' class=num' if i else ''}>{name}</th>" for i, name in enumerate(head))
     return (
-        f'<div class="scroll"><table><thead><tr>{cells}</tr></thead><tbody>{rows}</tbody>'
+        f'<div class="scroll parts"><table><thead><tr>{cells}</tr></thead><tbody>{rows}</tbody>'
         f"<tfoot>{foot}</tfoot></table></div>"
     )
 

@@ -30,7 +30,7 @@ h2{font-size:24px;letter-spacing:-.01em;margin:56px 0 4px;padding-top:12px;
 border-top:2px solid var(--ink)}
 h3{font-size:16px;margin:32px 0 10px}
 p{margin:0 0 10px;max-width:72ch}
-h1,h2,h3,figcaption,td,dd{overflow-wrap:anywhere}
+h1,h2,h3,figcaption,dd{overflow-wrap:anywhere}
 .lede{font-size:17px;color:var(--soft)}
 .when-run,.note,.span,.when,.unit{color:var(--soft);font-size:13px}
 a{color:var(--accent)}
@@ -49,13 +49,15 @@ margin:16px 0}
 padding:12px 14px}
 .figures dt{font-size:13px;color:var(--soft)}
 .figures dd{margin:0}
-.figures .value{font-size:23px;white-space:nowrap;font-weight:650;letter-spacing:-.02em;line-height:1.3;
+.figures .value{font-size:22px;font-weight:650;letter-spacing:-.02em;
+line-height:1.3;
 font-variant-numeric:tabular-nums}
 .figures .remark{font-size:12.5px;color:var(--soft);line-height:1.4}
 figure{margin:0}
-figcaption{margin-bottom:8px}figure>:last-child{margin-bottom:0}
+figcaption{margin-bottom:8px}
+figure>:last-child{margin-bottom:0}
 .plot:last-child{margin-bottom:20px}
-.maps{grid-template-columns:repeat(auto-fill,minmax(min(100%,320px),1fr))}
+.maps{grid-template-columns:repeat(auto-fill,minmax(min(100%,300px),1fr))}
 .legend,.heat-legend{list-style:none;display:flex;flex-wrap:wrap;gap:2px 16px;margin:4px 0 0;
 padding:0;
 font-size:13px}
@@ -70,7 +72,8 @@ stroke-linejoin:round}
 .plot path.points{stroke-width:7;stroke-linecap:round}
 .plot path.grid{stroke:var(--grid);stroke-width:1}
 .plot path.level{stroke:var(--soft);stroke-width:1.25;stroke-dasharray:5 4}
-.plot span{position:absolute;font-size:12px;line-height:1;color:var(--soft);white-space:nowrap;
+.plot span{position:absolute;pointer-events:none;font-size:12px;line-height:1;color:var(--soft);
+white-space:nowrap;
 font-variant-numeric:tabular-nums}
 .plot .y{right:100%;margin-right:8px;transform:translateY(-50%)}
 .plot .x{top:100%;margin-top:9px;transform:translateX(-50%)}
@@ -134,12 +137,13 @@ width:fit-content}
 .when{margin:0}
 bdi{unicode-bidi:isolate}
 details{margin-top:10px}
-details .text,details .assistant{margin-top:12px}
+.prose details .text,details .assistant{margin-top:12px}
 summary{cursor:pointer;color:var(--accent);font-size:14px}
 code,pre{font:13px/1.5 ui-monospace,SFMono-Regular,Menlo,Consolas,"Liberation Mono",monospace}
 pre{background:var(--card);border:1px solid var(--line);border-radius:8px;padding:10px 14px;
 overflow-x:auto;
 margin:0 0 12px}
+.parts{max-height:none}.parts td:first-child{white-space:nowrap}.parts th{white-space:normal}
 .recipe td:first-child{white-space:nowrap;color:var(--soft)}
 .steps{padding-left:22px}
 .s1{--c:var(--s1)}.s2{--c:var(--s2)}.s3{--c:var(--s3)}.s4{--c:var(--s4)}.s5{--c:var(--s5)}
@@ -149,7 +153,8 @@ margin:0 0 12px}
 .h5{--c:var(--h5)}.h6{--c:var(--h6)}.h7{--c:var(--h7)}.h8{--c:var(--h8)}.h9{--c:var(--h9)}
 @media (max-width:600px){body{padding:0 12px 48px}header{padding-top:24px}.card{padding:13px 12px}
 .plot{margin-left:40px}.plot.tall{height:260px}.figures{grid-template-columns:1fr 1fr;gap:8px}
-.figures .value{font-size:20px}th,td{padding:7px 10px}.heat-legend li{width:auto;flex:1;
+.figures .value{font-size:20px}table{font-size:13px}th,td{padding:7px 8px}
+.heat-legend li{width:auto;flex:1;
 padding:2px 0 0}}
 @media print{nav{display:none}body{background:#fff}.scroll{max-height:none;overflow:visible}}
 """

@@ -160,7 +160,7 @@ class Trainer:
             main, ahead = parts.main / scored, parts.mtp / scored
             term = parts.balance / len(batches)
             loss = main + mtp_lambda * ahead + alpha * term
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()
             self.optimizer.collect()
             total += torch.stack([main, ahead, term]).detach().double().cpu()
             if output.routings:

@@ -153,10 +153,12 @@ def test_a_dtype_casts_all_but_the_gate_biases(folder):
 
 def test_numbers_that_are_not_finite_are_kept_as_they_are(tmp_path):
     tensors = random_tensors()
-    tensors["norm.weight"][:2] = torch.tensor([torch.nan, -torch.inf])
+    for name in ("norm.weight", "embed_tokens.weight"):
+        tensors[name].view(-1)[:2] = torch.tensor([torch.nan, -torch.inf])
     weights.write(tmp_path / "model", CONFIG, tensors)
-    found = read(tmp_path / "model")["norm.weight"]
-    torch.testing.assert_close(found, tensors["norm.weight"], equal_nan=True, atol=0, rtol=0)
+    found = read(tmp_path / "model")
+    for name, tensor in tensors.items():
+        torch.testing.assert_close(found[name], tensor, equal_nan=True, atol=0, rtol=0)
 
 
 def test_what_was_read_does_not_change_when_the_folder_does(folder):
@@ -299,6 +301,7 @@ def test_missing_surplus_and_misshapen_tensors_are_named_in_one_error(folder):
         tensors["model.norm.weight"] = torch.zeros(19)
         tensors["model.layers.0.mlp.up_proj.weight"] = torch.zeros(12, 21)
         tensors["model.embed_tokens.weight"] = torch.zeros(50, 20, dtype=torch.int32)
+        tensors["model.layers.0.input_layernorm.weight"] = torch.zeros(20).to(torch.float8_e4m3fn)
 
     edit_shards(folder, change)
     with pytest.raises(CheckpointError) as error:
@@ -311,6 +314,7 @@ def test_missing_surplus_and_misshapen_tensors_are_named_in_one_error(folder):
     assert "model.norm.weight is 19, expected 20" in message
     assert "model.layers.0.mlp.up_proj.weight is 12x21, expected 12x20" in message
     assert "model.embed_tokens.weight is I32" in message
+    assert "model.layers.0.input_layernorm.weight is F8_E4M3" in message
 
 
 def test_thousands_of_missing_tensors_are_counted_and_the_first_twenty_named(folder):

@@ -124,6 +124,6 @@ def test_a_long_line_in_a_pipe_stays_one_line(capsys):
 
 
 def test_progress_is_silent_where_nobody_looks(capsys):
-    with console.progress("reading", 3) as advance:
-        advance(1)
+    with console.progress("reading", 3) as bar:
+        bar.at(1, total=3, note="")
     assert capsys.readouterr() == ("", "")

@@ -5,12 +5,12 @@ from pathlib import Path
 
 import pytest
 
-from abyssal.data.documents import Document
-from abyssal.data.encoding import control_tokens, encode_documents
+from abyssal.data.encoding import control_tokens, encode
 from abyssal.data.packing import Packer
 from abyssal.data.shards import write_shards
 from abyssal.data.sources import Source
 from abyssal.tokenizer.bpe import Tokenizer
+from abyssal.tokenizer.chat import Message
 
 STORIES = [
     f"Fish number {n} swam away.\n\nIt met a crab, and crab {n} said hello." for n in range(9)
@@ -24,8 +24,7 @@ def tokenizer() -> Tokenizer:
 
 
 def test_a_document_is_its_tokens_between_bos_and_eos(tokenizer: Tokenizer):
-    documents = (Document(story, "here") for story in STORIES)
-    encoded = list(encode_documents(documents, tokenizer))
+    encoded = list(encode(STORIES, tokenizer))
     assert [tokens for tokens, _ in encoded] == [
         tokenizer.encode(story, bos=True, eos=True) for story in STORIES
     ]
@@ -33,9 +32,8 @@ def test_a_document_is_its_tokens_between_bos_and_eos(tokenizer: Tokenizer):
 
 
 def test_splitting_joined_tokens_keeps_the_text(tokenizer: Tokenizer):
-    documents = [Document(story, "here") for story in STORIES]
-    plain = [tokens for tokens, _ in encode_documents(documents, tokenizer)]
-    split = [tokens for tokens, _ in encode_documents(documents, tokenizer, split_rate=1.0)]
+    plain = [tokens for tokens, _ in encode(STORIES, tokenizer)]
+    split = [tokens for tokens, _ in encode(STORIES, tokenizer, split_rate=1.0)]
     assert [tokenizer.decode(tokens) for tokens in split] == STORIES
     assert all(len(b) > len(a) for a, b in zip(plain, split, strict=True))
 
@@ -43,7 +41,7 @@ def test_splitting_joined_tokens_keeps_the_text(tokenizer: Tokenizer):
 def test_text_comes_back_out_of_the_batches(tokenizer: Tokenizer, tmp_path: Path):
     shards = write_shards(
         tmp_path / "s",
-        encode_documents([Document(story, "here") for story in STORIES], tokenizer),
+        encode(STORIES, tokenizer),
         tokenizer_sha256=tokenizer.sha256,
         vocab_size=tokenizer.vocab_size,
         control=control_tokens(tokenizer),
@@ -62,3 +60,15 @@ def test_text_comes_back_out_of_the_batches(tokenizer: Tokenizer, tmp_path: Path
         for start, end in pairwise(batch.cu_seqlens.tolist()):
             found.add(tokenizer.decode(batch.tokens[start:end].tolist()))
     assert set(STORIES) <= found
+
+
+def test_texts_and_conversations_keep_their_order_and_only_chats_have_masks(tokenizer: Tokenizer):
+    chat = [Message("user", "Who swam?"), Message("assistant", "A fish.")]
+    (first, none), (second, mask) = encode([STORIES[0], chat], tokenizer)
+    assert none is None
+    assert first == tokenizer.encode(STORIES[0], bos=True, eos=True)
+    assert mask is not None
+    assert len(mask) == len(second)
+    answer = [token for token, learned in zip(second, mask, strict=True) if learned]
+    assert answer == tokenizer.encode("A fish.", eos=True)
+    assert [m for _, m in encode([chat], tokenizer, masked=False)] == [None]

@@ -32,10 +32,12 @@ def story(num_steps: int = 60, stage: str = "pretrain", chat: bool = False) -> l
          "recipe": {"stage": stage, "seed": 1, "out": f"out/my {stage}",
                     "optim": {"lr": 2e-3, "clip": 1.0}, "ema": None,
                     "data": {"sources": [{"name": "stories", "weight": 0.8}]}},
-         "config": TINY.to_dict(), "machine": "2 threads, bfloat16", "time": "2025-01-02T03:04:05"},
+         "config": TINY.to_dict(), "machine": "2 threads, bfloat16",
+         "time": "2025-01-02T03:04:05"},
         {"kind": "reference", "name": "stories", "bits_per_byte": 2.11, "what": "xz -9",
          "source": "compressed size of the same text"},
-        {"kind": "event", "step": num_steps // 3, "what": "loss spike skipped", "detail": "9.1 > 6"},
+        {"kind": "event", "step": num_steps // 3, "what": "loss spike skipped",
+         "detail": "9.1 > 6"},
     ]  # fmt: skip
     for step in range(1, num_steps + 1):
         part, tokens = step / num_steps, step * 4096
@@ -145,7 +147,8 @@ def test_hostile_text_stays_text(tmp_path, chat):
     rows = story(3)
     rows += [{"kind": "sample", "step": 3, "prompt": HOSTILE, "text": HOSTILE, "chat": chat},
              {"kind": "event", "step": 3, "what": HOSTILE, "detail": HOSTILE},
-             {"kind": "eval", "step": 3, "tokens": 12288, "name": HOSTILE, "bits_per_byte": 1.0}]  # fmt: skip
+             {"kind": "eval", "step": 3, "tokens": 12288, "name": HOSTILE,
+              "bits_per_byte": 1.0}]  # fmt: skip
     rows[0] |= {"machine": HOSTILE, "time": HOSTILE, "stage": HOSTILE}
     rows[0]["recipe"] = {HOSTILE: HOSTILE, "table": {HOSTILE: [HOSTILE]}, "out": HOSTILE}
     page = Page(report(tmp_path, rows, title=HOSTILE))
@@ -272,7 +275,8 @@ def test_a_loss_that_is_not_a_number_leaves_a_gap(tmp_path):
 
 @pytest.mark.parametrize(
     ("change", "said"),
-    [({"loss": "high"}, "loss is 'high'"), ({"step": 1.5}, "step is 1.5"), ({"tokens": True}, "True"),
+    [({"loss": "high"}, "loss is 'high'"), ({"step": 1.5}, "step is 1.5"),
+     ({"tokens": True}, "True"),
      ({"tokens": math.nan}, "tokens is nan")],
 )  # fmt: skip
 def test_a_value_of_the_wrong_type_is_named_with_its_line(tmp_path, change, said):
@@ -372,7 +376,8 @@ def test_a_chart_without_a_finite_point_is_no_chart():
 @pytest.mark.parametrize(
     ("shown", "expected"),
     [(number(0), "0"), (number(950), "950"), (number(16384), "16.4k"), (number(999_999), "1M"),
-     (number(14.8e12), "14.8T"), (number(0.5), "0.5"), (plain(2.2e-5), "2.2e-5"), (plain(0.0123), "0.0123"),
+     (number(14.8e12), "14.8T"), (number(0.5), "0.5"), (plain(2.2e-5), "2.2e-5"),
+     (plain(0.0123), "0.0123"), (plain(5e-4), "5e-4"),
      (plain(-3.0), "-3"), (plain(math.nan), "not a number"), (plain(math.inf), "∞"),
      (duration(0), "0 s"), (duration(59.6), "1 min"), (duration(1872), "31 min 12 s"),
      (duration(7500), "2 h 5 min"), (duration(90_000), "1 d 1 h")],

@@ -1,0 +1,179 @@
+"""Verbs that build: a tokenizer, shards, a model, and the whole path in one go."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from abyssal.cli import Verb, console
+
+if TYPE_CHECKING:
+    from abyssal.train.history import Step
+    from abyssal.train.training import Training
+
+Json = Annotated[bool, typer.Option("--json", help="One JSON object and nothing else.")]
+Overrides = Annotated[
+    list[str] | None, typer.Argument(help="Changes to the recipe, such as optim.lr=1e-3.")
+]
+
+
+def tokenizer(
+    texts: Annotated[
+        list[Path] | None, typer.Argument(help="Text files and folders to train one on.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder to write the new tokenizer to.")] = None,
+    vocab_size: Annotated[int, typer.Option(help="Tokens, control tokens included.")] = 4096,
+    inspect: Annotated[
+        str | None, typer.Option(help="Show how this text is cut, and train nothing.")
+    ] = None,
+    folder: Annotated[Path, typer.Option(help="Tokenizer or model folder to inspect with.")] = Path(
+        "out/demo/model"
+    ),
+    json: Json = False,
+) -> None:
+    """Train a tokenizer, or see how one cuts a text."""
+    from abyssal.data.documents import DropReport, read_documents
+    from abyssal.errors import ConfigError
+    from abyssal.tokenizer.bpe import Tokenizer
+
+    if inspect is not None:
+        loaded = Tokenizer.load(folder)
+        ids = loaded.encode(inspect)
+        pieces = [loaded.decode([i]) for i in ids]
+        console.show({"tokens": len(ids), "ids": ids, "pieces": pieces}, as_json=json)
+        return
+    if not texts or out is None:
+        raise ConfigError("nothing to do; name text files and --out FOLDER, or give --inspect TEXT")
+    report = DropReport()
+    documents = (document.text for document in read_documents(texts, report))
+    trained = Tokenizer.train(documents, vocab_size)
+    trained.save(out)
+    console.show(
+        {"folder": out, "vocab_size": trained.vocab_size, **report.to_dict()}, as_json=json
+    )
+
+
+def prepare(
+    paths: Annotated[
+        list[Path], typer.Argument(help=".txt and .jsonl files (.gz, .zst), folders.")
+    ],
+    out: Annotated[Path, typer.Option(help="Shard folder to write; must not exist.")],
+    tokenizer: Annotated[Path, typer.Option(help="Tokenizer folder.")],
+    chats: Annotated[
+        bool, typer.Option("--chats", help='Rows are {"messages": [...]}, for fine-tuning.')
+    ] = False,
+    layout: Annotated[Literal["v3", "r1", "v3.1"], typer.Option(help="Chat layout.")] = "v3",
+    field: Annotated[str, typer.Option(help="Field of a row that holds the text.")] = "text",
+    split_rate: Annotated[
+        float, typer.Option(help="Share of joined punctuation tokens to split.")
+    ] = 0.0,
+    json: Json = False,
+) -> None:
+    """Clean, deduplicate and encode text into shards to train on."""
+    from abyssal.data.prepare import prepare_chats, prepare_texts
+    from abyssal.tokenizer.bpe import Tokenizer
+
+    loaded = Tokenizer.load(tokenizer)
+    if chats:
+        shards, report = prepare_chats(paths, loaded, out, layout=layout)
+    else:
+        shards, report = prepare_texts(paths, loaded, out, field=field, split_rate=split_rate)
+    result = {"folder": out, "documents": len(shards), "tokens": shards.num_tokens}
+    console.show({**result, **report.to_dict()}, as_json=json)
+
+
+def train(
+    recipe: Annotated[
+        str, typer.Argument(help="A packaged name such as tiny/base, or a .toml file.")
+    ],
+    overrides: Overrides = None,
+    json: Json = False,
+) -> None:
+    """Run a recipe, or go on with it where it stopped."""
+    from abyssal.train.training import Training
+
+    run = Training(recipe, overrides or ())
+    last = _watch(run)
+    done = {"folder": run.folder, "finished": run.is_done, "last_step": last}
+    if json:
+        console.show_json(done)
+    else:
+        console.say(f"{run.folder}: the model folder; its report is {run.folder / 'report.html'}")
+
+
+def demo(
+    overrides: Overrides = None,
+    out: Annotated[Path, typer.Option(help="Folder for everything that is made.")] = Path(
+        "out/demo"
+    ),
+    json: Json = False,
+) -> None:
+    """From the text in this package to a model that talks: about ten minutes on two cores."""
+    from abyssal.train import demo as path
+
+    folders = path.Folders(out)
+    for doing in path.prepare(folders):
+        console.note(doing)
+    for stage in path.STAGES:
+        _watch(path.training(stage, folders, overrides or ()))
+    messages = path.finish(folders)
+    if json:
+        conversation = [{"role": m.role, "content": m.content} for m in messages]
+        console.show_json({**folders.made(), "conversation": conversation})
+        return
+    for message in messages:
+        console.say(f"{message.role:>9}: {message.content}")
+    console.say("")
+    console.show(folders.made(), as_json=False, title="made")
+    console.say(f"\ntalk to it: abyssal chat {folders.model}")
+
+
+def _watch(run: "Training") -> "Step | None":
+    """Follow a run to its end; a run stopped by a signal ends the command with 128 + its number."""
+    if run.is_done:
+        console.note(f"{run.folder} is done already")
+        return None
+    last = None
+    with console.progress(f"{run.where} {run.stage}", run.run.tokens) as bar:
+        for last in run.steps():
+            bar.at(last.tokens, total=run.planned_tokens, note=_figures(last))
+    if run.stopped_by is not None:
+        console.note(f"stopped and saved in {run.folder}; run the same command to go on")
+        raise typer.Exit(128 + run.stopped_by)
+    return last
+
+
+def _figures(step: "Step") -> str:
+    """Loss, speed and utilization of one step, in a line."""
+    mfu = "" if step.mfu is None else f" MFU {step.mfu:.0%}"
+    return f"loss {step.loss:.3f}  {console.quantity(step.tokens_per_s, 'tok/s')}{mfu}"
+
+
+VERBS = (
+    Verb(
+        demo,
+        ("abyssal demo", "abyssal demo --out /tmp/try tokens=4e5"),
+    ),
+    Verb(
+        tokenizer,
+        (
+            "abyssal tokenizer books/ --out out/tokenizer --vocab-size 8192",
+            'abyssal tokenizer --inspect "Once upon a time" --folder out/demo/model',
+        ),
+    ),
+    Verb(
+        prepare,
+        (
+            "abyssal prepare books/ --tokenizer out/tokenizer --out out/data/books",
+            "abyssal prepare chats.jsonl.gz --chats --tokenizer out/tokenizer --out out/data/chats",
+        ),
+    ),
+    Verb(
+        train,
+        (
+            "abyssal train tiny/base",
+            "abyssal train tiny/base optim.lr=5e-3 tokens=2e6 out=out/try",
+            "abyssal train my-recipe.toml --json",
+        ),
+    ),
+)
