@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from abyssal.batch import Batch as Batch
-    from abyssal.model.transformer import load as load
     from abyssal.config import ModelConfig as ModelConfig
     from abyssal.engine.llm import LLM as LLM
     from abyssal.engine.request import SamplingParams as SamplingParams
     from abyssal.model.transformer import DeepSeekV3 as DeepSeekV3
+    from abyssal.model.transformer import load as load
     from abyssal.plan import plan as plan
     from abyssal.tokenizer.chat import Message as Message
     from abyssal.train.training import train as train

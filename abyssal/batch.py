@@ -30,7 +30,9 @@ class Batch:
     def from_sequences(
         cls, sequences: Sequence[Sequence[int]], labels: Sequence[Sequence[int]] | None = None
     ) -> "Batch":
-        """Lay token lists end to end; labels, if given, have the same lengths and are already shifted."""
+        """Lay token lists end to end; labels, if given, have the same lengths and are already
+        shifted.
+        """
         lengths = [len(sequence) for sequence in sequences]
         if not lengths or min(lengths) == 0:
             raise ValueError(
@@ -50,7 +52,9 @@ class Batch:
         return self.cu_seqlens.diff().tolist()
 
     def to(self, device: torch.device | str) -> "Batch":
-        """The same batch with its tensors on `device`; the borders stay where attention plans with them."""
+        """The same batch with its tensors on `device`; the borders stay where attention plans with
+        them.
+        """
         labels = None if self.labels is None else self.labels.to(device)
         embeds = None if self.embeds is None else self.embeds.to(device)
         return Batch(

@@ -18,7 +18,9 @@ from abyssal.errors import CheckpointError, ConfigError
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RopeScaling:
-    """YaRN (arXiv 2309.00071) as DeepSeek-V3 uses it, section 4.3; the defaults are the released ones."""
+    """YaRN (arXiv 2309.00071) as DeepSeek-V3 uses it, section 4.3; the defaults are the released
+    ones.
+    """
 
     factor: float = 40.0  # longest context / original_max_position_embeddings
     original_max_position_embeddings: int = 4096  # tokens the model was pre-trained at
@@ -35,7 +37,8 @@ class RopeScaling:
         if self.original_max_position_embeddings < 1:
             raise ConfigError(
                 "rope_scaling.original_max_position_embeddings="
-                f"{self.original_max_position_embeddings}, expected the pre-training length in tokens"
+                f"{self.original_max_position_embeddings}, expected the pre-training length in "
+                "tokens"
             )
         if not 0 < self.beta_slow <= self.beta_fast:
             raise ConfigError(
@@ -102,7 +105,7 @@ class ModelConfig:
         return self.kv_lora_rank + self.qk_rope_head_dim
 
     def is_moe(self, layer: int) -> bool:
-        """Whether block `layer` routes; MTP modules count on from num_hidden_layers and always do."""
+        """Whether block `layer` routes; MTP modules, from num_hidden_layers on, always do."""
         return layer >= self.first_k_dense_replace
 
     # Folders and dictionaries
@@ -144,7 +147,7 @@ class ModelConfig:
 
     @classmethod
     def from_dict(cls, published: Mapping[str, Any]) -> Self:
-        """The configuration in a published ``config.json``; keys that change nothing are ignored."""
+        """The configuration in a published ``config.json``; keys without effect are ignored."""
         _refuse_other_architectures(published)
         rope = dict(published.get("rope_scaling") or {})
         rope.update(published.get("rope_parameters") or {})
@@ -211,7 +214,8 @@ class ModelConfig:
         for name in ("bos_token_id", "eos_token_id"):
             if getattr(self, name) >= self.vocab_size:
                 raise ConfigError(
-                    f"{name}={getattr(self, name)}, but vocab_size={self.vocab_size}; ids start at 0"
+                    f"{name}={getattr(self, name)}, but vocab_size={self.vocab_size}; ids start at "
+                    "0"
                 )
 
     def _check_rotary(self) -> None:
@@ -225,15 +229,18 @@ class ModelConfig:
         reach = self.rope_scaling.factor * original
         if self.max_position_embeddings > reach:
             raise ConfigError(
-                f"max_position_embeddings={self.max_position_embeddings}, but YaRN reaches factor * original = "
+                f"max_position_embeddings={self.max_position_embeddings}, but YaRN reaches factor "
+                "* original = "
                 f"{self.rope_scaling.factor:g} * {original} = {reach:g}; raise rope_scaling.factor"
             )
 
     def _check_experts(self) -> None:
         if self.n_routed_experts % self.n_group:
             raise ConfigError(
-                f"n_routed_experts={self.n_routed_experts} is not divisible by n_group={self.n_group} "
-                f"({self.n_routed_experts} = {self.n_routed_experts // self.n_group} * {self.n_group} + "
+                f"n_routed_experts={self.n_routed_experts} is not divisible by "
+                f"n_group={self.n_group} "
+                f"({self.n_routed_experts} = {self.n_routed_experts // self.n_group} * "
+                f"{self.n_group} + "
                 f"{self.n_routed_experts % self.n_group}); change one of them"
             )
         per_group = self.n_routed_experts // self.n_group
@@ -243,14 +250,17 @@ class ModelConfig:
             )
         if per_group < 2:
             raise ConfigError(
-                f"n_routed_experts / n_group = {self.n_routed_experts} / {self.n_group} = {per_group} expert a "
+                f"n_routed_experts / n_group = {self.n_routed_experts} / {self.n_group} = "
+                f"{per_group} expert a "
                 "group, expected at least 2: a group is scored by its two best; lower n_group"
             )
         reachable = self.topk_group * per_group
         if self.num_experts_per_tok > reachable:
             raise ConfigError(
-                f"num_experts_per_tok={self.num_experts_per_tok}, but a token can reach only {self.topk_group} * "
-                f"{per_group} = {reachable} experts (topk_group={self.topk_group} of n_group={self.n_group}); "
+                f"num_experts_per_tok={self.num_experts_per_tok}, but a token can reach only "
+                f"{self.topk_group} * "
+                f"{per_group} = {reachable} experts (topk_group={self.topk_group} of "
+                f"n_group={self.n_group}); "
                 "raise topk_group or lower num_experts_per_tok"
             )
 
@@ -280,15 +290,24 @@ _FIXED: dict[str, Any] = {
     "topk_method": "noaux_tc",
     "use_cache": True,
 }
-_CHANGES_NUMBERS = ("model_type", "attention_bias", "hidden_act", "moe_layer_freq", "rope_interleave",
-                    "scoring_func", "tie_word_embeddings", "topk_method")  # fmt: skip
+_CHANGES_NUMBERS = (
+    "model_type",
+    "attention_bias",
+    "hidden_act",
+    "moe_layer_freq",
+    "rope_interleave",
+    "scoring_func",
+    "tie_word_embeddings",
+    "topk_method",
+)
 
 
 def _refuse_other_architectures(published: Mapping[str, Any]) -> None:
     for key in _CHANGES_NUMBERS:
         if key in published and published[key] != _FIXED[key]:
             raise ConfigError(
-                f"{key}={published[key]!r}, but Abyssal computes DeepSeek-V3 only, which has {key}={_FIXED[key]!r}"
+                f"{key}={published[key]!r}, but Abyssal computes DeepSeek-V3 only, which has "
+                f"{key}={_FIXED[key]!r}"
             )
 
 
@@ -313,36 +332,37 @@ def _rope_scaling(rope: Mapping[str, Any], published: Mapping[str, Any]) -> Rope
 
 _YARN = RopeScaling()
 _OURS: dict[str, Any] = {
-    "vocab_size": 4096, "first_k_dense_replace": 1, "num_nextn_predict_layers": 0, "q_lora_rank": None,
-    "n_group": 1, "topk_group": 1, "routed_scaling_factor": 1.0, "max_position_embeddings": 512,
+    "vocab_size": 4096, "first_k_dense_replace": 1, "num_nextn_predict_layers": 0,
+    "q_lora_rank": None, "n_group": 1, "topk_group": 1, "routed_scaling_factor": 1.0,
+    "max_position_embeddings": 512,
 }  # fmt: skip
 
 PRESETS: dict[str, ModelConfig] = {
     # The released model (config.json of the checkpoint).
     "deepseek-v3": ModelConfig(rope_scaling=_YARN),
-    # The ablation scale of the report (15.7B, 2.4B active): the shape of the 16B demo config, V3's router.
+    # The report's ablation scale (15.7B, 2.4B active): the 16B demo config's shape, V3's router.
     "deepseek-v3-16b": ModelConfig(
         vocab_size=129280, hidden_size=2048, num_hidden_layers=27, first_k_dense_replace=1,
-        intermediate_size=10944, moe_intermediate_size=1408, num_attention_heads=16, q_lora_rank=None,
-        n_shared_experts=2, n_routed_experts=64, num_experts_per_tok=6, n_group=1, topk_group=1,
-        max_position_embeddings=4096,
+        intermediate_size=10944, moe_intermediate_size=1408, num_attention_heads=16,
+        q_lora_rank=None, n_shared_experts=2, n_routed_experts=64, num_experts_per_tok=6,
+        n_group=1, topk_group=1, max_position_embeddings=4096,
     ),
     # Our ladder: five CPU minutes, a quarter of an hour, one small GPU.
     "tiny": ModelConfig(
         hidden_size=160, num_hidden_layers=4, intermediate_size=384, moe_intermediate_size=96,
-        num_attention_heads=4, kv_lora_rank=64, qk_nope_head_dim=32, qk_rope_head_dim=32, v_head_dim=32,
-        n_routed_experts=8, num_experts_per_tok=2, **_OURS,
+        num_attention_heads=4, kv_lora_rank=64, qk_nope_head_dim=32, qk_rope_head_dim=32,
+        v_head_dim=32, n_routed_experts=8, num_experts_per_tok=2, **_OURS,
     ),
     "mini": ModelConfig(
         hidden_size=224, num_hidden_layers=5, intermediate_size=512, moe_intermediate_size=128,
-        num_attention_heads=4, kv_lora_rank=96, qk_nope_head_dim=32, qk_rope_head_dim=32, v_head_dim=64,
-        n_routed_experts=8, num_experts_per_tok=2, **_OURS,
+        num_attention_heads=4, kv_lora_rank=96, qk_nope_head_dim=32, qk_rope_head_dim=32,
+        v_head_dim=64, n_routed_experts=8, num_experts_per_tok=2, **_OURS,
     ),
-    "small": ModelConfig(**(_OURS | dict(
-        vocab_size=8192, hidden_size=512, num_hidden_layers=8, intermediate_size=1408,
-        moe_intermediate_size=128, num_attention_heads=8, q_lora_rank=192, kv_lora_rank=128,
-        qk_nope_head_dim=64, qk_rope_head_dim=32, v_head_dim=64, n_routed_experts=32,
-        num_experts_per_tok=4, n_group=4, topk_group=2, num_nextn_predict_layers=1,
-        max_position_embeddings=2048, routed_scaling_factor=2.5,
-    ))),
+    "small": ModelConfig(
+        vocab_size=8192, hidden_size=512, num_hidden_layers=8, first_k_dense_replace=1,
+        intermediate_size=1408, moe_intermediate_size=128, num_attention_heads=8,
+        q_lora_rank=192, kv_lora_rank=128, qk_nope_head_dim=64, qk_rope_head_dim=32,
+        v_head_dim=64, n_routed_experts=32, num_experts_per_tok=4, n_group=4, topk_group=2,
+        max_position_embeddings=2048,
+    ),
 }  # fmt: skip

@@ -1,4 +1,4 @@
-"""Files that are either whole or not there: hashes, syncing, and folders that appear in one step."""
+"""Files that are whole or not there: hashes, syncing, folders that appear in one step."""
 
 import hashlib
 import json
@@ -40,7 +40,7 @@ def seal(folder: Path) -> None:
 
 
 def verify(folder: Path) -> list[str]:
-    """Names of files that are missing or not as the manifest says; of the manifest if it is broken."""
+    """Names of files that are not as the manifest says; the manifest's own if it is broken."""
     try:
         files = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["files"]
         return [n for n, written in files.items() if _differs(folder / n, written)]
@@ -62,6 +62,15 @@ def fingerprint(path: Path) -> dict[str, int | str]:
 def dump(path: Path, content: Mapping[str, object]) -> None:
     """Write one JSON object."""
     path.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def publish_json(path: Path, content: Mapping[str, object]) -> None:
+    """Write one JSON object in a folder in use: the old one is there until the new one is whole."""
+    draft = path.with_name(f".{path.name}.writing")
+    dump(draft, content)
+    sync(draft)
+    os.replace(draft, path)
+    sync(path.parent)
 
 
 def read_json(path: Path) -> dict[str, object]:

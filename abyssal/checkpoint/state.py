@@ -12,14 +12,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from abyssal.checkpoint import files
+from abyssal.errors import CheckpointError
 
 logger = logging.getLogger(__name__)
 
-_NAME = re.compile(r"step-(\d{8})")
+_NAME = re.compile(r"step-(\d{8,})(?:\.(\d+))?")  # a second state of one step ends in .1
 
 
 class State(NamedTuple):
@@ -33,22 +35,36 @@ class State(NamedTuple):
 def save(
     root: Path, step: int, tensors: Mapping[str, Tensor], values: Mapping[str, object], keep: int
 ) -> None:
-    """Publish the state of `step` under `root`, then drop all but the newest `keep` states."""
+    """Publish the state of `step` under `root`, and keep those of the `keep` - 1 steps before it.
 
-    def fill(folder: Path) -> None:
-        save_file(
-            {name: t.contiguous() for name, t in tensors.items()}, folder / "state.safetensors"
-        )
-        files.dump(folder / "state.json", values)
+    A second state of the same step stands beside the first until it is whole. States of later steps
+    go: the run turned back from there.
 
-    files.publish_folder(root / f"step-{step:08d}", fill)
-    for _, old in _states(root)[keep:]:
-        shutil.rmtree(old)
+    Raises:
+        CheckpointError: the disk does not take it; what was saved before is untouched.
+    """
+
+    def fill(draft: Path) -> None:
+        whole = {name: tensor.contiguous() for name, tensor in tensors.items()}
+        save_file(whole, draft / "state.safetensors")
+        files.dump(draft / "state.json", values)
+
+    folder = _free(root, step)
+    try:
+        files.publish_folder(folder, fill)
+    except (OSError, SafetensorError) as problem:
+        raise CheckpointError(
+            f"{folder}: cannot be written ({problem}); make room and run the same command again"
+        ) from problem
+    before = [path for at, _, path in _states(root) if at < step]
+    for _, _, path in _states(root):
+        if path not in (folder, *before[: keep - 1]):
+            shutil.rmtree(path)
 
 
 def latest(root: Path) -> State | None:
-    """The newest state whose files are whole; older ones stand in for a broken one, with a warning."""
-    for step, folder in _states(root):
+    """The newest state whose files are whole; an older one in place of a broken one, said aloud."""
+    for step, _, folder in _states(root):
         broken = files.verify(folder)
         if not broken:
             tensors = load_file(folder / "state.safetensors")
@@ -59,7 +75,13 @@ def latest(root: Path) -> State | None:
     return None
 
 
-def _states(root: Path) -> list[tuple[int, Path]]:
-    """Steps and folders of all states, the newest first."""
+def _free(root: Path, step: int) -> Path:
+    """Where the next state of a step goes."""
+    taken = [again for at, again, _ in _states(root) if at == step]
+    return root / (f"step-{step:08d}" + (f".{taken[0] + 1}" if taken else ""))
+
+
+def _states(root: Path) -> list[tuple[int, int, Path]]:
+    """The step, the number among those of its step, and the folder of all states, newest first."""
     found = [(m, path) for path in root.glob("step-*") if (m := _NAME.fullmatch(path.name))]
-    return sorted(((int(m[1]), path) for m, path in found), reverse=True)
+    return sorted(((int(m[1]), int(m[2] or 0), path) for m, path in found), reverse=True)

@@ -1,5 +1,6 @@
 """Verbs that build: a tokenizer, shards, a model, and the whole path in one go."""
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -90,6 +91,7 @@ def train(
     json: Json = False,
 ) -> None:
     """Run a recipe, or go on with it where it stopped."""
+    _settle_threads()
     from abyssal.train.training import Training
 
     run = Training(recipe, overrides or ())
@@ -109,6 +111,7 @@ def demo(
     json: Json = False,
 ) -> None:
     """From the text in this package to a model that talks: about ten minutes on two cores."""
+    _settle_threads()
     from abyssal.train import demo as path
 
     folders = path.Folders(out)
@@ -126,6 +129,16 @@ def demo(
     console.say("")
     console.show(folders.made(), as_json=False, title="made")
     console.say(f"\ntalk to it: abyssal chat {folders.model}")
+
+
+def _settle_threads() -> None:
+    """Give each OpenMP thread a core, and let idle ones sleep soon; before torch is imported.
+
+    Unbound, two threads may share a core; left spinning, they starve when another process is busy.
+    """
+    os.environ.setdefault("OMP_PROC_BIND", "true")
+    os.environ.setdefault("OMP_PLACES", "cores")
+    os.environ.setdefault("GOMP_SPINCOUNT", "100000")
 
 
 def _watch(run: "Training") -> "Step | None":

@@ -26,12 +26,14 @@ def pretraining_texts(
     requests: Requests | None = None,
     chat_share: float = 0.5,
     talk_share: float = 0.0,
+    recast_share: float = 0.0,
 ) -> Iterator[str | list[Message]]:
     """Every story once, in random order: plain text, or (``chat_share`` of them) as a conversation.
 
-    ``talk_share`` is the part of all documents that is small talk. ``stories`` are the training
-    stories unless given; use another seed for every pass, and the requests differ each time. Give
-    ``requests`` when calling often: to learn its nouns takes seconds.
+    ``talk_share`` is the part of all documents that is small talk; ``recast_share`` of the
+    requested stories are about something else than they were (recast.py). ``stories`` are the
+    training stories unless given; use another seed for every pass, and the requests differ each
+    time. Give ``requests`` when calling often: to learn its nouns takes seconds.
     """
     _check_share("chat_share", chat_share, 1.0)
     _check_share("talk_share", talk_share, 0.9)
@@ -40,7 +42,9 @@ def pretraining_texts(
     order = rng.permutation(len(stories))
     talk = small_talk(seed, round(len(stories) * talk_share / (1 - talk_share)))
     slots = len(stories) * talk_share / (1 - talk_share)
-    chats = story_chats([stories[i] for i in order], seed, requests or Requests(stories))
+    chats = story_chats(
+        [stories[i] for i in order], seed, requests or Requests(stories), recast_share=recast_share
+    )
     owed = 0.0
     for index, chat in zip(order, chats, strict=True):
         yield chat if rng.random() < chat_share else stories[index]
@@ -58,12 +62,14 @@ def finetuning_chats(
     story_share: float = 0.5,
     decline_share: float = 0.35,
     longest_story: int = 900,
+    recast_share: float = 0.0,
 ) -> Iterator[list[Message]]:
     """``count`` conversations: ``story_share`` ask for a story, the others are small talk.
 
     Only stories of at most ``longest_story`` characters (about 230 tokens) are told, so that one
     fits a row of 256 tokens with its end. ``decline_share`` is the part of the small talk that asks
-    what the model cannot know. Stories repeat, each time for another request, when there are fewer
+    what the model cannot know. ``recast_share`` of the stories are about something else than they
+    were (recast.py). Stories repeat, each time for another request, when there are fewer
     than asked for.
     """
     _check_share("story_share", story_share, 1.0)
@@ -77,7 +83,7 @@ def finetuning_chats(
     requests = requests or Requests(stories)
     rng = np.random.default_rng([seed, 2])
     from_stories = rng.random(count) < story_share
-    tellings = _tellings(told, int(from_stories.sum()), seed, requests)
+    tellings = _tellings(told, int(from_stories.sum()), seed, requests, recast_share)
     short = [story for story in told if len(story) <= _SHORT_STORY][:1000]
     turns = list(story_chats(short, seed + 1, requests))
     talk = small_talk(seed, count, turns, decline_share=decline_share)
@@ -86,14 +92,14 @@ def finetuning_chats(
 
 
 def _tellings(
-    stories: Sequence[str], count: int, seed: int, requests: Requests
+    stories: Sequence[str], count: int, seed: int, requests: Requests, recast_share: float
 ) -> Iterator[list[Message]]:
     """``count`` stories in random order, each with a request; again and again if need be."""
     rng = np.random.default_rng([seed, 3])
     passes = -(-count // len(stories))
     order = [index for _ in range(passes) for index in rng.permutation(len(stories))]
     chosen = [stories[index] for index in order[:count]]
-    yield from story_chats(chosen, seed, requests)
+    yield from story_chats(chosen, seed, requests, recast_share=recast_share)
 
 
 def _check_share(name: str, share: float, most: float) -> None:

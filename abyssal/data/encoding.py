@@ -1,4 +1,6 @@
-"""Texts and conversations to tokens, ready for shards: BOS, the text, EOS, or a chat layout's tokens."""
+"""Texts and conversations to tokens, ready for shards: BOS, the text, EOS, or a chat layout's
+tokens.
+"""
 
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
@@ -30,8 +32,8 @@ def encode(
     """The tokens of every text or conversation, and which to learn; None where all are.
 
     Without `masked`, conversations are learned whole, as in pre-training. A share split_rate of the
-    tokens that join punctuation and a line break is taken apart in texts, so that the model also meets
-    the two alone (section 4.1; the paper does not give the share).
+    tokens that join punctuation and a line break is taken apart in texts, so that the model also
+    meets the two alone (section 4.1; the paper does not give the share).
     """
     rng = np.random.default_rng(seed)
     rest = iter(items)

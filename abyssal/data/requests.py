@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from abyssal.data.recast import recast
 from abyssal.data.subjects import Subject, Vocabulary, find_subjects, opening_of
 from abyssal.tokenizer.chat import Message
 
@@ -157,16 +158,23 @@ class Requests:
 
 
 def story_chats(
-    stories: Sequence[str], seed: int, requests: Requests | None = None
+    stories: Sequence[str],
+    seed: int,
+    requests: Requests | None = None,
+    *,
+    recast_share: float = 0.0,
 ) -> Iterator[list[Message]]:
     """One conversation per story, in order: a request, then the story as the answer.
 
     Another seed asks for the same stories in other words. ``requests`` knows the nouns; without it
-    they are learned from ``stories``, which takes some hundred of them.
+    they are learned from ``stories``, which takes some hundred of them. ``recast_share`` of the
+    stories are told about something else of the same kind.
     """
     requests = requests or Requests(stories)
     for index, story in enumerate(stories):
         rng = np.random.default_rng([seed, index])
+        if recast_share and rng.random() < recast_share:
+            story = recast(story, find_subjects(story, requests.vocabulary), rng)
         yield [Message("user", requests.request(story, rng)), Message("assistant", story.strip())]
 
 

@@ -21,7 +21,7 @@ from abyssal.data.corpus import FOLDER
 
 _WORD = re.compile(r"[A-Za-z]+(?:['’-][A-Za-z]+)*|[.,!?;:\"“”]")
 _SENTENCE_END = re.compile(r"(?<=[.!?])[\"”']?\s+")
-_WORDS = {
+WORDS = {
     name: frozenset(words.split())
     for name, words in tomllib.loads((FOLDER / "words.toml").read_text(encoding="utf-8")).items()
 }
@@ -92,9 +92,9 @@ class Vocabulary:
                 continue
             self._total[lower[i]] += 1
             after_determiner = (
-                lower[i - 1] in _WORDS["determiners"] or lower[i - 2] in _WORDS["determiners"]
+                lower[i - 1] in WORDS["determiners"] or lower[i - 2] in WORDS["determiners"]
             )
-            if after_determiner and lower[i + 1] in _WORDS["closers"]:
+            if after_determiner and lower[i + 1] in WORDS["closers"]:
                 self._as_noun[lower[i]] += 1
 
     def nounness(self, word: str) -> float:
@@ -117,8 +117,8 @@ class Vocabulary:
     def is_noun(self, word: str) -> bool:
         """Whether the word is rather a noun than anything else."""
         return (
-            word not in _WORDS["never"]
-            and word not in _WORDS["determiners"]
+            word not in WORDS["never"]
+            and word not in WORDS["determiners"]
             and self.nounness(word) >= 0.25
         )
 
@@ -150,12 +150,12 @@ def _phrase_ending_at(
     if counts[singular(head)] < 2 and counts[name.lower()] < 2:
         return None
     start = _determiner_before(words, end)
-    if start is None and not vocabulary.is_plural(head) and head not in _WORDS["mass"]:
+    if start is None and not vocabulary.is_plural(head) and head not in WORDS["mass"]:
         return None
     if start is not None and not _closes(words[end + 1].lower() if end + 1 < len(words) else "."):
         return None
     determiner = "" if start is None else words[start].lower()
-    if head in _WORDS["relatives"] and determiner not in ("a", "two", "the"):
+    if head in WORDS["relatives"] and determiner not in ("a", "two", "the"):
         return None
     modifiers, noun = _split_modifiers(words, start, end, vocabulary)
     return Subject(
@@ -170,7 +170,7 @@ def _phrase_ending_at(
 
 def _closes(follower: str) -> bool:
     """Whether the word after a noun says that the noun was the last of its phrase."""
-    return follower in _WORDS["closers"] or follower.endswith(("ed", "ly"))
+    return follower in WORDS["closers"] or follower.endswith(("ed", "ly"))
 
 
 def _split_modifiers(
@@ -179,11 +179,11 @@ def _split_modifiers(
     """The last adjective before the head and the noun it belongs to: ("red",), "toy car"."""
     inner = [] if start is None else [word for word in words[start + 1 : end] if word != ","]
     if any(
-        not word.islower() or word in _WORDS["closers"] or word in _WORDS["empty"] for word in inner
+        not word.islower() or word in WORDS["closers"] or word in WORDS["empty"] for word in inner
     ):
         inner = []
     noun = words[end]
-    if inner and vocabulary.is_noun(inner[-1]) and inner[-1] not in _WORDS["plain_adjectives"]:
+    if inner and vocabulary.is_noun(inner[-1]) and inner[-1] not in WORDS["plain_adjectives"]:
         noun = f"{inner.pop()} {noun}"
     return tuple(inner[-1:]), noun
 
@@ -193,25 +193,25 @@ def _determiner_before(words: Sequence[str], end: int) -> int | None:
     budget = 2
     for i in range(end - 1, -1, -1):
         word = words[i].lower()
-        if word in _WORDS["determiners"]:
+        if word in WORDS["determiners"]:
             return i
         if word == ",":
             continue
         budget -= 1
-        if budget < 0 or word in _WORDS["closers"] or not word[0].isalpha():
+        if budget < 0 or word in WORDS["closers"] or not word[0].isalpha():
             return None
     return None
 
 
 def _request_determiner(determiner: str, head: str, vocabulary: Vocabulary) -> str:
     """The determiner a request uses for what the story says with this one."""
-    if head in _WORDS["unique"]:
+    if head in WORDS["unique"]:
         return "the"
     if determiner in ("two", "three"):
         return determiner
     if determiner in ("a", "an"):
         return "a"
-    return "" if head in _WORDS["mass"] or vocabulary.is_plural(head) else "a"
+    return "" if head in WORDS["mass"] or vocabulary.is_plural(head) else "a"
 
 
 def _name_after(words: Sequence[str], end: int) -> str:
@@ -236,11 +236,11 @@ def _score(
     mentions = counts[singular(head)] + counts[name.lower()] // 2
     score = math.log(1 + mentions) * (1 + vocabulary.rarity(head))
     before = words[(start if start is not None else end) - 1].lower() if end else ""
-    if before in _WORDS["places"]:
+    if before in WORDS["places"]:
         score *= 0.5  # where it happens, not what it is about
     if before == "was" or name:
         score *= 1.5
-    if head in _WORDS["generic"]:
+    if head in WORDS["generic"]:
         score *= 0.5
     return score / (1 + 0.02 * end)
 
@@ -264,4 +264,4 @@ def _is_name(word: str, counts: Counter[str], vocabulary: Vocabulary) -> bool:
     """Whether a word is a person's name: capitalized, repeated, and no word otherwise."""
     if not (word.istitle() and word.isalpha() and counts[singular(word.lower())] > 1):
         return False
-    return word.lower() not in _WORDS["not_names"] and vocabulary.is_proper(word.lower())
+    return word.lower() not in WORDS["not_names"] and vocabulary.is_proper(word.lower())

@@ -52,7 +52,9 @@ class Conversation:
         room = context - min(self.params.max_tokens, context // 2)
         before = len(self.turns)
         while len(self.turns) > 1 and self.llm.count_tokens(self._messages(), self.layout) > room:
-            del self.turns[:2]  # a question and its answer
+            del self.turns[0]
+            while self.turns[0].role != "user":  # its answer, unless nobody read one
+                del self.turns[0]
         self.num_dropped = before - len(self.turns)
 
     def _remember(self, deltas: Iterator[Delta]) -> Iterator[Delta]:

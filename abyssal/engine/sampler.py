@@ -3,9 +3,9 @@
     token = argmax_i (logits_i / temperature - log(-log u_i)),  u_i uniform          Gumbel-max
 
 That draws from the softmax exactly. Each request takes u from its own generator, so what it draws
-depends on its own logits and seed and on nobody beside it. Rounding in the logits, which company does
-change, moves the draw only where two tokens come as close as rounding; inverting the distribution
-function would add up the rounding of all tokens (one draw in 2,000 then differed, of 340 tokens).
+depends on its own logits and seed and on nobody beside it. Rounding in the logits, which company
+changes, moves a draw only where two tokens are as close as rounding; inverting the distribution
+function would add up the rounding of all tokens.
 
     S rows, one a request    W vocab_size
 """
@@ -115,7 +115,7 @@ def _draw(
 
 
 def _uniform(row: Tensor, generator: torch.Generator) -> Tensor:
-    """A number in [0, 1) for each token of a row (W,); float64, so that rare tokens stay possible."""
+    """A number in [0, 1) for each token of a row (W,); float64 keeps the rarest possible."""
     return torch.rand(row.shape, dtype=torch.float64, device=row.device, generator=generator)
 
 

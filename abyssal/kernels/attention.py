@@ -1,13 +1,16 @@
-"""Causal attention over sequences laid end to end, with query/key and value heads of different size.
+"""Causal attention over sequences laid end to end, with query/key and value heads of different
+size.
 
     o_i = sum over j <= i of softmax_j(q_i . k_j * scale) v_j        eq. 10
 
-DeepSeek-V3 (arXiv 2412.19437), section 2.1.1. ``reference`` is the definition, one sequence at a time.
-``causal_attention`` computes the same on dense blocks of queries: sequences of like length are batched,
-keys beyond a block's end are never touched, and past KEEP tokens the backward recomputes the probabilities.
-torch's own fused attention takes a slow path when the head sizes differ, as they do here.
+DeepSeek-V3 (arXiv 2412.19437), section 2.1.1. ``reference`` is the definition, one sequence at a
+time. ``causal_attention`` computes the same on dense blocks of queries: sequences of like length
+are batched, keys beyond a block's end are never touched, and past KEEP tokens the backward
+recomputes the probabilities. torch's own fused attention takes a slow path when the head sizes
+differ, as they do here.
 
-    T tokens    H heads    D query/key head size    V value head size    L padded length    B batch of L
+    T tokens    H heads    D query/key head size    V value head size
+    L padded length    B sequences of one padded length
 """
 
 from typing import Any, NamedTuple
@@ -18,11 +21,11 @@ from torch.autograd.function import once_differentiable
 
 BLOCK = 128  # query rows at a time
 KEEP = 512  # longest sequence whose probabilities are kept for the backward
-STEPS = (32, 64, 96, 128, 192, 256, 384, 512)  # lengths that shorter sequences are padded to
+STEPS = (64, 192, 256, 512)  # lengths that shorter sequences are padded to; more cost more calls
 
 
 def reference(q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor, scale: float) -> Tensor:
-    """q, k (T, H, D) and v (T, H, V) -> (T, H, V), each token attending to its own sequence so far."""
+    """q, k (T, H, D), v (T, H, V) -> (T, H, V), each token attending to its sequence so far."""
     out = []
     for start, end in zip(cu_seqlens[:-1].tolist(), cu_seqlens[1:].tolist(), strict=True):
         scores = torch.einsum("ihd,jhd->hij", q[start:end], k[start:end]).float() * scale
@@ -33,7 +36,7 @@ def reference(q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor, scale: float)
 
 
 def causal_attention(q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor, scale: float) -> Tensor:
-    """q, k (T, H, D) and v (T, H, V) -> (T, H, V), each token attending to its own sequence so far."""
+    """q, k (T, H, D), v (T, H, V) -> (T, H, V), each token attending to its sequence so far."""
     mixed: Tensor = _Attention.apply(q, k, v, _buckets(cu_seqlens, q.device), scale)
     return mixed
 
@@ -49,7 +52,7 @@ class _Bucket(NamedTuple):
 
 
 def _buckets(cu_seqlens: Tensor, device: torch.device) -> list[_Bucket]:
-    """Group sequences by padded length; padding repeats a sequence's last token, which none sees."""
+    """Group sequences by padded length; padding repeats the last token, which none sees."""
     starts, lengths = cu_seqlens[:-1], cu_seqlens.diff()
     if bool((lengths == lengths[0]).all()):
         nothing = torch.empty(0, dtype=torch.int64)
@@ -69,7 +72,7 @@ def _buckets(cu_seqlens: Tensor, device: torch.device) -> list[_Bucket]:
 
 
 def _padded(lengths: Tensor) -> Tensor:
-    """Round up to 32, 64, 96, 128, 192, 256, 384, 512, and beyond to multiples of 512: few shapes."""
+    """Round lengths up to one of STEPS, and beyond them to a multiple of 512."""
     steps = torch.tensor(STEPS)
     small = steps[torch.searchsorted(steps, lengths.clamp(max=STEPS[-1]))]
     return torch.where(lengths <= STEPS[-1], small, (lengths + 511) // 512 * 512)
@@ -121,7 +124,7 @@ def _rows(x: Tensor, bucket: _Bucket, blank_padding: bool = False) -> Tensor:
 
 
 def _put(flat: Tensor, x: Tensor, bucket: _Bucket) -> None:
-    """Write a bucket's x (B*H, L, D) to its tokens in flat (T, H, D); every token is in one bucket."""
+    """Write a bucket's x (B*H, L, D) to its tokens in flat (T, H, D)."""
     H, D = flat.shape[1:]
     x = x.view(bucket.size, H, -1, D).transpose(1, 2)  # (B, L, H, D)
     if bucket.row is None:

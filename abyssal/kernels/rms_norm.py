@@ -1,7 +1,7 @@
 """Root-mean-square norm: y = x / sqrt(mean(x^2) + eps) * weight  (Zhang & Sennrich, 2019).
 
-``reference`` is the definition. ``rms_norm`` computes the same with a backward of its own, which keeps
-one number a row instead of four float32 copies of x.
+``reference`` is the definition. ``rms_norm`` computes the same with a backward of its own, which
+keeps one number a row instead of four float32 copies of x.
 
     D size of the last dimension
 """

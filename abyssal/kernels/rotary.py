@@ -1,9 +1,10 @@
-"""Rotary position embedding applied: pairs (x0, x1), (x2, x3), ... turn by an angle each (Su et al., 2021).
+"""Rotary position embedding applied: pairs (x0, x1), (x2, x3), ... turn by an angle each (Su et
+al., 2021).
 
     a' = a cos - b sin,   b' = b cos + a sin
 
-The released weights store pairs side by side; the result holds all a' first and then all b'. Queries and
-keys are permuted alike, so their products are those of the interleaved form.
+The released weights store pairs side by side; the result holds all a' first and then all b'.
+Queries and keys are permuted alike, so their products are those of the interleaved form.
 
     T tokens    H heads    R rotary size
 """

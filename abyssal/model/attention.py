@@ -3,8 +3,9 @@
     [c_kv ; k_rope] = W_DKV/KR x    (C + R numbers, all that is cached)           eq. 1, 3
     k_i = [W_UK_i c_kv ; k_rope]    v_i = W_UV_i c_kv                             eq. 2, 4, 5
 
-DeepSeek-V3 (arXiv 2412.19437), section 2.1.1. Training and scoring unfold keys and values per head. With a
-cache, W_UK moves to the query's side and W_UV behind the mixture, so that attention reads latents only:
+DeepSeek-V3 (arXiv 2412.19437), section 2.1.1. Training and scoring unfold keys and values per head.
+With a cache, W_UK moves to the query's side and W_UV behind the mixture, so that attention reads
+latents only:
 
     q . (W_UK c) = (W_UK^T q) . c        sum p (W_UV c) = W_UV (sum p c)
 

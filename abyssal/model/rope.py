@@ -1,9 +1,9 @@
 """Rotary frequencies, plain and with YaRN, and the softmax scale that goes with them.
 
-DeepSeek-V3 (arXiv 2412.19437), section 4.3; YaRN (arXiv 2309.00071). Pairs that turn often within the
-original context keep their frequency, pairs that turn less than once are slowed by ``factor``, and a ramp
-joins both. The temperature sqrt(t) = 0.1 ln(factor) + 1 acts on the whole attention logit, squared, and
-not on cos and sin: doing both would count it twice.
+DeepSeek-V3 (arXiv 2412.19437), section 4.3; YaRN (arXiv 2309.00071). Pairs that turn often within
+the original context keep their frequency, pairs that turn less than once are slowed by ``factor``,
+and a ramp joins both. The temperature sqrt(t) = 0.1 ln(factor) + 1 acts on the whole attention
+logit, squared, and not on cos and sin: doing both would count it twice.
 
     T tokens    R qk_rope_head_dim
 """
@@ -45,7 +45,8 @@ def cos_sin(config: ModelConfig, positions: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def softmax_scale(config: ModelConfig) -> float:
-    """What attention logits are multiplied by: 1/sqrt(qk_head_dim), times mscale squared under YaRN.
+    """What attention logits are multiplied by: 1/sqrt(qk_head_dim), times mscale squared under
+    YaRN.
 
     The released model: 192 ** -0.5 * 1.3688879 ** 2 = 0.1352338.
     """

@@ -2,8 +2,8 @@
 
     x = x + MLA(RMSNorm(x))        x = x + FFN(RMSNorm(x))
 
-DeepSeek-V3 (arXiv 2412.19437), section 2. A forward pass ends in hidden states; the head is a separate
-call, because a loss wants it in chunks and an engine on few rows.
+DeepSeek-V3 (arXiv 2412.19437), section 2. A forward pass ends in hidden states; the head is a
+separate call, because a loss wants it in chunks and an engine on few rows.
 
     T tokens    D hidden_size    L num_hidden_layers    W vocab_size
 """
@@ -75,7 +75,7 @@ class MTPModule(nn.Module):
 
 
 class DeepSeekV3(nn.Module):
-    """The whole model. Parameters start uninitialized: call `initialize`, or build it with `load`."""
+    """The whole model. Parameters start uninitialized: call `initialize`, or use `load`."""
 
     def __init__(self, config: ModelConfig):
         super().__init__()
@@ -115,7 +115,7 @@ class DeepSeekV3(nn.Module):
     def _predict_ahead(
         self, hidden: Tensor, batch: Batch, span: Span, routings: list[Routing]
     ) -> tuple[Tensor, ...]:
-        """Each MTP module in turn; rows whose token to come lies beyond their sequence are unused."""
+        """Each MTP module in turn; a row whose token lies beyond its sequence is never scored."""
         ahead: list[Tensor] = []
         for depth, module in enumerate(self.mtp, 1):
             embedded = self.embed_tokens(batch.tokens.roll(-depth))  # (T, D) of t_{i+depth}
@@ -152,7 +152,8 @@ class DeepSeekV3(nn.Module):
         `config` replaces the folder's own, to go on with other positions, say.
 
         Raises:
-            CheckpointError: a file is missing, or a tensor's shape is not what config.json promises.
+            CheckpointError: a file is missing, or a tensor's shape is not what config.json
+            promises.
         """
         config = config or ModelConfig.load(folder)
         with torch.device("meta"):

@@ -1,10 +1,11 @@
-"""Balance without a loss: after each step, overloaded experts become less attractive, idle ones more.
+"""Balance without a loss: after each step, overloaded experts become less attractive, idle ones
+more.
 
     b_i = b_i + gamma * sign(mean load - load_i)
 
-DeepSeek-V3 (arXiv 2412.19437), section 2.1.2; Wang et al. (arXiv 2408.15664), algorithm 1. Loads are whole
-counts over every micro-batch of a step. The gate itself keeps no state, so recomputing activations or
-evaluating between steps cannot count twice.
+DeepSeek-V3 (arXiv 2412.19437), section 2.1.2; Wang et al. (arXiv 2408.15664), algorithm 1. Loads
+are whole counts over every micro-batch of a step. The gate itself keeps no state, so recomputing
+activations or evaluating between steps cannot count twice.
 
     L MoE blocks    E experts
 """

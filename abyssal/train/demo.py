@@ -1,4 +1,5 @@
-"""The main job: from the text in the package to a model that talks, on two CPU cores in ten minutes.
+"""The main job: from the text in the package to a model that talks, on two CPU cores in ten
+minutes.
 
     corpus -> tokenizer -> shards -> base model -> chat model -> report -> a conversation
 
@@ -24,6 +25,7 @@ from abyssal.train.training import Training
 VOCAB_SIZE = 4096
 PASSES = 4  # over the stories, each with other requests, before the shards repeat
 CHATS = 12_000  # conversations to fine-tune on
+RECAST = 0.5  # of the requested stories told about something else, so that the request matters
 SEED = 1
 STAGES = ("base", "chat")
 QUESTIONS = ("Hello! How are you?", "Please tell me a story about a little rabbit.", "Thank you!")
@@ -124,10 +126,14 @@ def _documents(
     if name == "valid":
         return corpus.stories("valid")
     if name == "chat":
-        return list(finetuning_chats(SEED, CHATS, stories=stories, requests=requests))
+        return list(
+            finetuning_chats(SEED, CHATS, stories=stories, requests=requests, recast_share=RECAST)
+        )
     if name == "stories":
         passes = [
-            pretraining_texts(SEED + i, stories=stories, requests=requests, talk_share=0.05)
+            pretraining_texts(
+                SEED + i, stories=stories, requests=requests, talk_share=0.03, recast_share=RECAST
+            )
             for i in range(PASSES)
         ]
         return [document for documents in passes for document in documents]

@@ -1,4 +1,5 @@
-"""A watch on loss and gradient: a step that would poison the weights is skipped, a row of them undone.
+"""A watch on loss and gradient: a step that would poison the weights is skipped, a row of them
+undone.
 
 The report had no irrecoverable spike in 14.8T tokens; a run on new data should survive one anyway.
 """
@@ -72,6 +73,7 @@ class Guard:
     def restore(self, state: dict[str, object]) -> None:
         """Take back what `state` gave."""
         recent, bad = state["recent"], state["bad"]
-        assert isinstance(recent, list) and isinstance(bad, int)
+        assert isinstance(recent, list)
+        assert isinstance(bad, int)
         self.recent = deque(recent, maxlen=self.rules.window)
         self.bad = bad

@@ -2,8 +2,8 @@
 
     L = L_main + lambda/D sum_k L_MTP^k + L_Bal        eq. 17-20, 24-25
 
-DeepSeek-V3 (arXiv 2412.19437), sections 2.1.2 and 2.2. The cross-entropy runs the head in chunks of rows
-and forms the gradient on the way, so that the logits of a whole batch never exist.
+DeepSeek-V3 (arXiv 2412.19437), sections 2.1.2 and 2.2. The cross-entropy runs the head in chunks of
+rows and forms the gradient on the way, so that the logits of a whole batch never exist.
 
     T tokens    D hidden_size    W vocab_size    E experts    K experts per token    N sequences
 """
@@ -18,7 +18,7 @@ from abyssal.batch import IGNORE, Batch
 from abyssal.model.moe import Routing
 from abyssal.model.transformer import Output
 
-CHUNK = 512  # rows of logits at a time: 8 MB in float32 at 4,096 words
+CHUNK = 256  # rows of logits at a time: 8 MB in float32 at 4,096 words
 
 
 class Losses(NamedTuple):
@@ -30,7 +30,9 @@ class Losses(NamedTuple):
 
 
 def losses(output: Output, head: Tensor, batch: Batch, *, top_k: int, balance: bool) -> Losses:
-    """Score one pass; `head` is (W, D), and each MTP module's rows predict labels its depth further."""
+    """Score one pass; `head` is (W, D), and each MTP module's rows predict labels its depth
+    further.
+    """
     labels = batch.labels
     assert labels is not None
     zero = output.hidden.new_zeros((), dtype=torch.float32)
@@ -55,10 +57,17 @@ def labels_ahead(labels: Tensor, cu_seqlens: Tensor, depth: int) -> Tensor:
 
 
 def cross_entropy(hidden: Tensor, head: Tensor, labels: Tensor) -> Tensor:
-    """Summed negative log-likelihood in nats of labels (T,) given hidden (T, D) and head (W, D)."""
+    """Summed negative log-likelihood in nats of labels (T,) given hidden (T, D) and head (W, D).
+
+    Where many rows are ignored, the others are gathered and filled up to whole chunks: a matrix
+    library prepares a kernel for every new row count.
+    """
     scored = (labels != IGNORE).nonzero()[:, 0]
-    if len(scored) < len(labels):
-        hidden, labels = hidden[scored], labels[scored]
+    rows = (len(scored) + CHUNK - 1) // CHUNK * CHUNK
+    if rows < len(labels):
+        ignored = (labels == IGNORE).nonzero()[: rows - len(scored), 0]
+        chosen = torch.cat([scored, ignored])
+        hidden, labels = hidden[chosen], labels[chosen]
     loss: Tensor = _ChunkedCrossEntropy.apply(hidden, head, labels)
     return loss
 
@@ -70,17 +79,23 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         grad_hidden = torch.empty_like(hidden)
         grad_head = torch.zeros_like(head, dtype=torch.float32)
         total = hidden.new_zeros((), dtype=torch.float32)
+        # Reused by every chunk: to touch fresh memory would cost more than to compute in it.
+        room = hidden.new_empty(2, CHUNK, len(head), dtype=torch.float32)
+        low_room = hidden.new_empty(CHUNK, len(head))
         for start in range(0, len(hidden), CHUNK):
-            rows, word = hidden[start : start + CHUNK], labels[start : start + CHUNK, None]
-            logits = (rows @ head.T).float()  # (CHUNK, W)
-            probs = logits.softmax(-1)  # torch's log_softmax takes three times as long
+            chunk = slice(start, start + CHUNK)
+            rows, word = hidden[chunk], labels[chunk, None].clamp(min=0)
+            scored = (labels[chunk, None] != IGNORE).float()
+            (logits, probs), low = room[:, : len(rows)], low_room[: len(rows)]  # (CHUNK, W)
+            logits.copy_(torch.mm(rows, head.T, out=low))
+            torch.softmax(logits, -1, out=probs)  # torch's log_softmax takes three times as long
             log_sum = logits.amax(-1, keepdim=True) - probs.amax(-1, keepdim=True).log()
-            total += (log_sum - logits.gather(-1, word)).sum()
+            total += ((log_sum - logits.gather(-1, word)) * scored).sum()
             if not learning:
                 continue
             probs.scatter_add_(-1, word, probs.new_full((), -1.0).expand_as(word))
-            low = probs.to(hidden.dtype)
-            torch.mm(low, head, out=grad_hidden[start : start + CHUNK])
+            low.copy_(probs.mul_(scored))
+            torch.mm(low, head, out=grad_hidden[chunk])
             grad_head += low.T @ rows
         ctx.save_for_backward(grad_hidden, grad_head)
         return total

@@ -1,4 +1,6 @@
-"""What this machine can do, measured in a moment: which precision to train in, and MFU's denominator."""
+"""What this machine can do, measured in a moment: which precision to train in, and MFU's
+denominator.
+"""
 
 import time
 from typing import NamedTuple

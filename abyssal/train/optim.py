@@ -3,8 +3,10 @@
 AdamW as in the paper (section 4.2), with moments in BF16 or FP32 (section 3.3.3), and Muon for the
 matrices (Jordan et al., 2024), orthogonalizing all matrices of one shape in one batched product.
 
-    m = b1 m + (1-b1) g    v = b2 v + (1-b2) g^2    w -= lr (m^ / (sqrt(v^) + eps) + decay w)      AdamW
-    m = mu m + g           w -= lr (0.2 sqrt(max(rows, cols)) orth(g + mu m) + decay w)            Muon
+    AdamW    m = b1 m + (1-b1) g    v = b2 v + (1-b2) g^2
+             w -= lr (m^ / (sqrt(v^) + eps) + decay w)
+    Muon     m = mu m + g
+             w -= lr (0.2 sqrt(max(rows, cols)) orth(g + mu m) + decay w)
 """
 
 import math
@@ -62,12 +64,15 @@ class Optim:
             )
         if not (0 <= self.betas[0] < 1 and 0 <= self.betas[1] < 1 and 0 <= self.momentum < 1):
             raise ConfigError(
-                f"optim.betas={list(self.betas)} and momentum={self.momentum}, expected each in [0, 1)"
+                f"optim.betas={list(self.betas)} and momentum={self.momentum}, expected each in "
+                "[0, 1)"
             )
 
 
 class Optimizer:
-    """Float32 masters of every parameter, their gradients and moments, and the step that moves them."""
+    """Float32 masters of every parameter, their gradients and moments, and the step that moves
+    them.
+    """
 
     def __init__(self, model: nn.Module, optim: Optim):
         self.optim = optim
@@ -140,7 +145,9 @@ class Optimizer:
         if master.ndim > 1:  # gains and other vectors do not decay
             master.mul_(1 - lr * cfg.weight_decay)
         scale = math.sqrt(1 - b2**self.steps)
-        denominator = v.sqrt_().div_(scale).add_(cfg.eps)
+        denominator = (
+            v.sqrt().div_(scale).add_(cfg.eps)
+        )  # not in place: float32 moments are v itself
         master.addcdiv_(m, denominator, value=-lr / (1 - b1**self.steps))
 
     def _muon(self, lr: float) -> None:
@@ -166,7 +173,7 @@ class Optimizer:
 
 
 def orthogonalize(matrices: Tensor) -> Tensor:
-    """The nearest (semi-)orthogonal matrix to each of matrices (N, rows, cols), roughly, in BF16."""
+    """Roughly the nearest (semi-)orthogonal matrix to each of matrices (N, rows, cols)."""
     x = matrices.transpose(1, 2) if matrices.shape[1] > matrices.shape[2] else matrices
     x = (x / (torch.linalg.matrix_norm(x, keepdim=True) * 1.02 + 1e-10)).bfloat16()
     for a, b, c in NEWTON_SCHULZ:

@@ -1,9 +1,10 @@
 """Everything that decides a training run, whatever its stage: one frozen dataclass per TOML table.
 
-The defaults are the paper's (DeepSeek-V3, arXiv 2412.19437, section 4.2). Stages add what is theirs:
-pretrain.py the model and its data, sft.py the model to start from.
+The defaults are the paper's (DeepSeek-V3, arXiv 2412.19437, section 4.2). Stages add what is
+theirs: pretrain.py the model and its data, sft.py the model to start from.
 """
 
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -32,6 +33,16 @@ class Data:
     held_out_documents: int = 100  # of each, the first ones
     isolate: bool = False  # whether a document sees only itself; in pre-training it sees its row
     fim_rate: float = 0.1  # documents rearranged to fill in the middle (section 4.1)
+
+    def __post_init__(self) -> None:
+        if self.held_out_documents < 1:
+            raise ConfigError(
+                f"held_out_documents={self.held_out_documents}, expected at least 1; "
+                "leave held_out away to score none"
+            )
+        names = [source.name for source in self.held_out]
+        if len(set(names)) < len(names):
+            raise ConfigError(f"held_out is named {names}; expected each name once")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -62,6 +73,10 @@ class Balance:
     gamma: Curve = (Segment(until=14.3e12, to=0.001), Segment(until=14.8e12, to=0.0))
     alpha: float = 1e-4  # weight of the sequence-wise balance loss
 
+    def __post_init__(self) -> None:
+        if not 0 <= self.alpha < math.inf:
+            raise ConfigError(f"alpha={self.alpha}, expected a number of at least 0")
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Run:
@@ -89,7 +104,8 @@ class Run:
         if self.tokens < self.batch.micro_tokens:
             raise ConfigError(
                 f"tokens={self.tokens:g} is less than one pass of {self.batch.micro_tokens} tokens "
-                f"(batch.seq_len {self.batch.seq_len} x micro_sequences {self.batch.micro_sequences})"
+                f"(batch.seq_len {self.batch.seq_len} x micro_sequences "
+                f"{self.batch.micro_sequences})"
             )
         if self.minutes is not None and self.minutes <= 0:
             raise ConfigError(f"minutes={self.minutes}, expected more than 0, or no ceiling")

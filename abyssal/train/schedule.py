@@ -2,12 +2,13 @@
 
     warm-up, constant, cosine, constant, constant        DeepSeek-V3 (arXiv 2412.19437), section 4.2
 
-A curve is a tuple of segments. Because the batch grows over a run, steps are no measure of progress;
-only the warm-up of the learning rate counts steps, as in the paper. No torch here.
+A curve is a tuple of segments. Because the batch grows over a run, steps are no measure of
+progress; only the warm-up of the learning rate counts steps, as in the paper. No torch here.
 """
 
 import math
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Literal
 
 from abyssal.errors import ConfigError
@@ -27,8 +28,11 @@ class Segment:
             raise ConfigError(
                 f"a schedule segment ends at until={self.until}, expected more than 0 tokens"
             )
-        if not math.isfinite(self.to):
-            raise ConfigError(f"a schedule segment goes to={self.to}, expected a finite number")
+        if not all(math.isfinite(value) for value in (self.to, self.start or 0.0)):
+            raise ConfigError(
+                f"a schedule segment goes from start={self.start} to={self.to}, "
+                "expected finite numbers"
+            )
 
 
 Curve = tuple[Segment, ...]
@@ -66,9 +70,10 @@ def check_ascending(curve: Curve, name: str, total: float) -> None:
             f"{name} is empty; expected at least one segment, such as {{until = 1, to = 1.0}}"
         )
     ends = [s.until * total if s.until <= 1 else s.until for s in curve]
-    for earlier, later in zip(ends, ends[1:], strict=False):
+    for earlier, later in pairwise(ends):
         if later <= earlier:
             raise ConfigError(
-                f"{name}: a segment ends at {later:g} tokens, not after the one before ({earlier:g}); "
+                f"{name}: a segment ends at {later:g} tokens, not after the one before "
+                f"({earlier:g}); "
                 "put them in order"
             )

@@ -1,7 +1,7 @@
 """Stage: conversations -> chat model.
 
-DeepSeek-V3 (arXiv 2412.19437), section 5.1. Conversations are packed, none sees another, and only what
-the assistant wrote is learned: the shards' masks say which tokens those are.
+DeepSeek-V3 (arXiv 2412.19437), section 5.1. Conversations are packed, none sees another, and only
+what the assistant wrote is learned: the shards' masks say which tokens those are.
 """
 
 from dataclasses import dataclass
@@ -23,7 +23,8 @@ class SFT(Run):
         Run.__post_init__(self)
         if not self.data.isolate or self.data.fim_rate:
             raise ConfigError(
-                f"data.isolate={self.data.isolate} and fim_rate={self.data.fim_rate}, but the sft stage "
+                f"data.isolate={self.data.isolate} and fim_rate={self.data.fim_rate}, but the sft "
+                "stage "
                 "needs isolate = true and fim_rate = 0: conversations must not see each other"
             )
 

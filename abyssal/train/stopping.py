@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM as a request: the step in hand is finished and saved; a second one interrupts."""
+"""Ctrl-C and SIGTERM as a request: the step in hand is finished and saved first."""
 
 import signal
 import threading

@@ -1,8 +1,8 @@
 """The one loop: draw, pass, collect, clip, judge, step, balance, write down, save, resume.
 
 Pre-training, long-context extension and fine-tuning are this loop over other data. Everything that
-changes over a run is a function of tokens seen, and everything a step depends on is in the saved state,
-so a resumed run takes the steps that the uninterrupted one would have taken, bit for bit.
+changes over a run is a function of tokens seen, and everything a step depends on is in the saved
+state, so a resumed run takes the steps that the uninterrupted one would have taken, bit for bit.
 
     L MoE blocks    E experts
 """
@@ -38,6 +38,7 @@ logger = logging.getLogger(__name__)
 
 LOAD_EVERY = 20  # steps between two rows of expert load
 REPLAN_EVERY = 10  # steps between two looks at the clock, where `minutes` is a ceiling
+WARM = 20  # steps before the speed is looked at
 REWINDS = 3  # to one saved state, before the run gives up
 
 
@@ -60,6 +61,9 @@ class Trainer:
         self.guard = Guard(run.guard)
         self.step, self.tokens, self.elapsed_s = 0, 0, 0.0
         self.rewinds = 0  # since the last saved state
+        self.warm: tuple[int, float] | None = (
+            None  # tokens and seconds when the first steps were done
+        )
         self.planned_tokens = run.tokens  # what schedules are keyed to; `minutes` may lower it
         self.stopped_by: int | None = None  # the signal that ended `steps()` early
         self.flops_per_token = count(model.config).flops_per_token_training(
@@ -94,7 +98,7 @@ class Trainer:
                 if self.step % self.run.save_every == 0 and not self.is_finished:
                     self.save()
                 yield report
-            self.stopped_by = stopping.signal
+            self.stopped_by = None if self.is_finished else stopping.signal
             self.save()
 
     # One step
@@ -204,12 +208,15 @@ class Trainer:
         return value_at(curve, self.tokens, self.planned_tokens)
 
     def _replan(self) -> None:
-        """Lower the planned tokens to what fits into `minutes`; never raise them."""
-        if self.run.minutes is None or self.step % REPLAN_EVERY:
+        """Where `minutes` is a ceiling: plan the tokens that fit, at the speed so far."""
+        if self.run.minutes is None or self.step % REPLAN_EVERY or self.step < WARM:
             return
+        if self.warm is None:  # the first steps prepare matrix kernels and say nothing of the speed
+            self.warm = (self.tokens, self.elapsed_s)
+            return
+        speed = (self.tokens - self.warm[0]) / (self.elapsed_s - self.warm[1])
         left_s = max(0.0, self.run.minutes * 60 - self.elapsed_s)
-        fits = self.tokens + left_s * self.tokens / self.elapsed_s
-        self.planned_tokens = min(self.planned_tokens, max(fits, float(self.tokens)))
+        self.planned_tokens = min(self.run.tokens, self.tokens + left_s * speed)
 
     # Looking and saving
 
@@ -251,6 +258,7 @@ class Trainer:
             "tokens": self.tokens,
             "planned_tokens": self.planned_tokens,
             "elapsed_s": self.elapsed_s,
+            "warm": self.warm,
             "dtype": str(self.machine.dtype),
             "packer": self.packer.state_dict(),
             "guard": self.guard.state(),
@@ -279,6 +287,8 @@ class Trainer:
         self.step, self.tokens = saved.step, int(str(values["tokens"]))
         self.planned_tokens = float(str(values["planned_tokens"]))
         self.elapsed_s = float(str(values["elapsed_s"]))
+        warm = values["warm"]
+        self.warm = (int(warm[0]), float(warm[1])) if isinstance(warm, list) else None
         self.optimizer.restore(saved.tensors, int(str(values["optimizer_steps"])))
         for i, gate in enumerate(self.model.gates()):
             gate.e_score_correction_bias.copy_(saved.tensors[f"bias.{i}"])
@@ -296,4 +306,6 @@ def working_copy(model: DeepSeekV3, machine: Machine) -> DeepSeekV3:
     for name, parameter in model.named_parameters():
         kind = torch.float32 if name.endswith("gate.weight") else machine.dtype
         parameter.data = parameter.data.to(kind)
+    for gate in model.gates():  # some folders hold them in BF16, where gamma would be lost
+        gate.e_score_correction_bias = gate.e_score_correction_bias.float()
     return model

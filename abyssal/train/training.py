@@ -1,6 +1,7 @@
 """A recipe put to work: check it, find or begin its run folder, and hand out a trainer.
 
-    OUT/    recipe.json    metrics.jsonl    tensorboard/    trainer/ (while it lasts)    the model folder
+    OUT/    the model folder    recipe.json    metrics.jsonl    tensorboard/    report.html
+            trainer/ (while the run lasts)    done.json (afterwards)
 
 Running the same recipe again goes on where it stopped, and does nothing when it is done.
 """
@@ -23,6 +24,7 @@ from abyssal.engine.llm import LLM
 from abyssal.errors import ConfigError, DataError
 from abyssal.plan.count import count
 from abyssal.tokenizer.bpe import Tokenizer
+from abyssal.tokenizer.chat import Message, render
 from abyssal.train import history, pretrain, sft
 from abyssal.train.journal import Journal
 from abyssal.train.machine import measure
@@ -36,7 +38,7 @@ logger = logging.getLogger(__name__)
 
 STAGES: dict[str, type[Pretrain] | type[SFT]] = {"pretrain": Pretrain, "sft": SFT}
 _RECIPE, _DONE = "recipe.json", "done.json"
-_WHERE = {"out", "keep", "save_every"}  # keys that do not decide the weights
+_FREE = {"out", "keep", "save_every", "eval_every", "samples"}  # keys that decide no weight
 
 
 class Training:
@@ -61,6 +63,7 @@ class Training:
     def steps(self) -> Iterator[history.Step]:
         """Take the steps that are left, then publish the model folder and its report."""
         if self.is_done:
+            shutil.rmtree(self.folder / "trainer", ignore_errors=True)  # of a kill after the end
             return
         run = self.run
         tokenizer = Tokenizer.load(run.tokenizer)
@@ -73,10 +76,10 @@ class Training:
             if isinstance(run, Pretrain)
             else sft.build(run, tokenizer)
         )
-        machine = measure(run.precision)
+        _check_samples(run, tokenizer, model.config.max_position_embeddings)
+        machine = measure(self._precision())
         trainer = Trainer(run, model, packer, tokenizer, held_out, machine)
-        self.folder.mkdir(parents=True, exist_ok=True)
-        files.dump(self.folder / _RECIPE, {"stage": self.stage, "recipe": self._written})
+        self._open_folder(str(machine.dtype).removeprefix("torch."))
         with Journal(self.folder) as journal:
             self._begin(trainer, journal)
             for step in trainer.steps(journal):
@@ -88,7 +91,9 @@ class Training:
                 self._sample(journal, trainer)
         if trainer.is_finished:
             write_report(self.folder / "report.html", [self.folder], self.where)
-            files.dump(self.folder / _DONE, {"step": trainer.step, "tokens": trainer.tokens})
+            files.publish_json(
+                self.folder / _DONE, {"step": trainer.step, "tokens": trainer.tokens}
+            )
             shutil.rmtree(self.folder / "trainer")
 
     def _begin(self, trainer: Trainer, journal: Journal) -> None:
@@ -118,9 +123,29 @@ class Training:
             text = say(prompt, max_tokens=160, temperature=0.6, top_p=0.9, seed=i).text
             journal.write(history.Sample(step=trainer.step, prompt=prompt, text=text, chat=is_chat))
 
+    def _precision(self) -> str:
+        """The recipe's; "auto" is decided once, for a busy machine may measure otherwise later."""
+        if self.run.precision != "auto" or not (self.folder / _RECIPE).is_file():
+            return self.run.precision
+        return str(files.read_json(self.folder / _RECIPE).get("precision", "auto"))
+
+    def _open_folder(self, precision: str) -> None:
+        """Make the run's folder, and say in it whose it is."""
+        about = {"stage": self.stage, "recipe": self._written, "precision": precision}
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            files.publish_json(self.folder / _RECIPE, about)
+        except OSError as problem:
+            raise ConfigError(
+                f"out={self.folder} cannot be written ({problem.strerror}); choose another folder"
+            ) from None
+
     def _check_folder(self) -> None:
         """Refuse to mix this run with another one or with files that are not a run's."""
-        if not self.folder.exists() or not any(self.folder.iterdir()):
+        if self.folder.exists() and not self.folder.is_dir():
+            raise ConfigError(f"out={self.folder} is a file, expected a folder; choose another")
+        there = self.folder.iterdir() if self.folder.exists() else ()
+        if not any(path for path in there if not path.name.startswith(".")):
             return
         if not (self.folder / _RECIPE).is_file():
             raise ConfigError(
@@ -131,10 +156,11 @@ class Training:
         if not isinstance(before, dict):
             raise ConfigError(f"{self.folder / _RECIPE} holds no recipe; remove {self.folder}")
         changed = sorted(k for k in now.keys() | before.keys() if now.get(k) != before.get(k))
-        changed = [key for key in changed if key not in _WHERE]
+        changed = [key for key in changed if key not in _FREE]
         if changed:
             raise ConfigError(
-                f"{self.folder} holds a run of another recipe ({', '.join(changed)} differ); choose "
+                f"{self.folder} holds a run of another recipe ({', '.join(changed)} differ); "
+                "choose "
                 f"another out, or remove it"
             )
 
@@ -193,7 +219,27 @@ def _packer(run: Pretrain | SFT, tokenizer: Tokenizer) -> Packer:
 def _texts(source: DataSource, tokenizer: Tokenizer, documents: int) -> list[str]:
     """The first documents of a shard folder, as text again."""
     shards = _open(source, tokenizer)
-    return [tokenizer.decode(shards.tokens(i).tolist()) for i in range(min(documents, len(shards)))]
+    taken = range(min(documents, len(shards)))
+    texts = [tokenizer.decode(shards.tokens(i).tolist()) for i in taken]
+    if not any(texts):
+        raise DataError(
+            f"{source.shards}: its first {len(texts)} documents hold no text to score; "
+            "leave it out of data.held_out, or raise held_out_documents"
+        )
+    return texts
+
+
+def _check_samples(run: Pretrain | SFT, tokenizer: Tokenizer, context: int) -> None:
+    """Refuse prompts too long for the model before the run, not at its end."""
+    for prompt in run.samples:
+        tokens = tokenizer.encode(prompt, bos=True)
+        if isinstance(run, SFT):
+            tokens = render([Message("user", prompt)], tokenizer).tokens
+        if len(tokens) >= context:
+            raise ConfigError(
+                f"samples: {prompt!r:.60} has {len(tokens)} tokens, expected at most {context - 1} "
+                f"(max_position_embeddings={context}); shorten it"
+            )
 
 
 def _open(source: DataSource, tokenizer: Tokenizer) -> Shards:

@@ -60,14 +60,13 @@ def test_a_cut_keeps_the_most_likely_tokens_in_their_proportions(values, kept):
     assert_shares(drawn(LOGITS, SamplingParams(**values)), expected)
 
 
-@given(
-    st.lists(st.sampled_from([0.0, 0.5, 1.0, 2.0]), min_size=1, max_size=9),
-    st.integers(1, 9),
-    st.integers(0, 30),
-)
-def test_top_k_keeps_exactly_k_of_equals_the_first(values, k, seed):
+@given(st.lists(st.sampled_from([0.0, 0.5, 1.0]), min_size=1, max_size=9), st.integers(1, 9))
+def test_top_k_keeps_exactly_k_of_equals_the_first(values, k):
     best = sorted(range(len(values)), key=lambda i: (-values[i], i))[:k]
-    assert one(torch.tensor(values), top_k=k, seed=seed) in best
+    generators = [torch.Generator().manual_seed(seed) for seed in range(200)]
+    params, nothing = [SamplingParams(top_k=k)] * 200, [NOTHING] * 200
+    many = sample(torch.tensor(values).expand(200, -1), params, generators, nothing)
+    assert set(many.tokens) == set(best)
 
 
 @given(st.lists(st.floats(-50, 50, width=32), min_size=1, max_size=9))

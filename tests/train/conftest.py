@@ -1,0 +1,162 @@
+"""A toy run: a tokenizer of 330 words, a few dozen fish, and a recipe of twelve short steps."""
+
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+import torch
+
+from abyssal.checkpoint import weights
+from abyssal.config import ModelConfig
+from abyssal.data.encoding import encode, write_encoded
+from abyssal.data.documents import DropReport
+from abyssal.model.transformer import DeepSeekV3
+from abyssal.tokenizer.bpe import Tokenizer
+from abyssal.train import history
+from abyssal.train.history import read_metrics
+from abyssal.train.training import Training
+
+RECIPE = """
+stage = "pretrain"
+out = "{root}/out"
+tokenizer = "{root}/tokenizer"
+seed = 3
+tokens = {tokens}
+precision = "float32"
+mtp_lambda = [{{ until = 1, to = 0.3 }}]
+save_every = 4
+eval_every = 5
+
+[model]
+vocab_size = 330
+hidden_size = 32
+num_hidden_layers = 2
+first_k_dense_replace = 1
+intermediate_size = 48
+num_nextn_predict_layers = 0
+num_attention_heads = 2
+q_lora_rank = "none"
+kv_lora_rank = 12
+qk_rope_head_dim = 8
+qk_nope_head_dim = 8
+v_head_dim = 8
+moe_intermediate_size = 16
+n_routed_experts = 4
+num_experts_per_tok = 2
+n_group = 2
+topk_group = 2
+max_position_embeddings = 64
+
+[data]
+sources = [{{ name = "fish", shards = "{root}/data/fish" }}]
+held_out = [{{ name = "crabs", shards = "{root}/data/crabs" }}]
+
+[batch]
+seq_len = 16
+sequences = [{{ until = 1, to = 4 }}]
+micro_sequences = 4
+
+[optim]
+matrices = "muon"
+lr = 0.01
+warmup_steps = 3
+schedule = [{{ until = 1, start = 1.0, to = 0.1, shape = "cosine" }}]
+
+[balance]
+gamma = [{{ until = 1, to = 0.01 }}]
+"""
+STEP = 64  # tokens of a step of the recipe
+STEPS = 12
+
+
+def texts(number: int, seed: int) -> list[str]:
+    """Short stories about fish."""
+    rng = random.Random(seed)
+    words = ["fish", "crab", "sea", "deep", "swam", "met", "dark", "blue", "and", "the", "a"]
+    return [" ".join(rng.choices(words, k=rng.randint(4, 30))) + f" {i}.\n" for i in range(number)]
+
+
+class Course(NamedTuple):
+    """What runs start from."""
+
+    root: Path
+    recipe: Path
+    tokenizer: Tokenizer
+
+
+class Finished(NamedTuple):
+    """What a run left behind."""
+
+    folder: Path
+    weights: dict[str, bytes]  # by internal name, as bytes
+    metrics: history.Metrics
+
+    @property
+    def figures(self) -> list[history.Step]:
+        """The rows of all steps without what the clock said."""
+        timeless = {"tokens_per_s": 0.0, "mfu": None, "elapsed_s": 0.0}
+        names = [name for name in history.Step.__dataclass_fields__ if name not in timeless]
+        return [
+            history.Step(**{name: getattr(row, name) for name in names}, **timeless)
+            for row in self.metrics.steps
+        ]
+
+
+@pytest.fixture(scope="session")
+def course(tmp_path_factory: pytest.TempPathFactory) -> Course:
+    """Tokenizer, shards and recipe."""
+    root = tmp_path_factory.mktemp("course")
+    tokenizer = Tokenizer.train(texts(200, 1), 330)
+    tokenizer.save(root / "tokenizer")
+    for name, size in (("fish", 40), ("crabs", 3)):
+        stories = texts(size, size)
+        folder = root / "data" / name
+        write_encoded(folder, encode(stories, tokenizer), tokenizer, DropReport(total=size))
+    recipe = root / "toy.toml"
+    recipe.write_text(RECIPE.format(root=root, tokens=STEPS * STEP))
+    return Course(root, recipe, tokenizer)
+
+
+@pytest.fixture
+def begin(course: Course, tmp_path: Path) -> Callable[..., Training]:
+    """begin(changes, out="name"): the toy run, its recipe changed, in a folder of the test's own."""
+
+    def build(changes: dict | None = None, out: str = "run") -> Training:
+        return Training(course.recipe, {"out": tmp_path / out, **(changes or {})})
+
+    return build
+
+
+@pytest.fixture(scope="session")
+def look() -> Callable[[Path], Finished]:
+    """look(folder): a finished run, read from its folder."""
+
+    def read(folder: Path) -> Finished:
+        config = ModelConfig.load(folder)
+        with torch.device("meta"):
+            shapes = {name: t.shape for name, t in DeepSeekV3(config).state_dict().items()}
+        tensors = weights.read(folder, config, shapes)
+        plain = {
+            name: tensor.contiguous().view(torch.uint8).numpy().tobytes()
+            for name, tensor in tensors.items()
+        }
+        return Finished(folder, plain, read_metrics(folder))
+
+    return read
+
+
+@pytest.fixture
+def finish(
+    begin: Callable[..., Training], look: Callable[[Path], Finished]
+) -> Callable[..., Finished]:
+    """The same, taken to its end (or on to it, from wherever it stopped)."""
+
+    def run(changes: dict | None = None, out: str = "run") -> Finished:
+        training = begin(changes, out)
+        list(training.steps())
+        assert training.is_done
+        return look(training.folder)
+
+    return run

@@ -1,0 +1,321 @@
+"""The loop's laws on a toy: resumed equals uninterrupted, parts equal the whole, bad steps leave no trace."""
+
+import os
+import signal
+from functools import cache
+
+import pytest
+import torch
+
+from abyssal.errors import ConfigError
+from abyssal.model.transformer import DeepSeekV3
+from abyssal.train import trainer as loop
+from abyssal.train.loss import losses
+from abyssal.train.training import Training
+
+STEPS, STEP = 12, 64  # of the toy recipe: steps, and tokens in each
+
+KINDS = {
+    "plain": {},
+    "bfloat16": {"precision": "bfloat16"},
+    "adamw": {"optim": {"matrices": "adamw", "moments": "float32"}},
+    "accumulation": {"batch": {"micro_sequences": 1}},
+    "mtp": {"model": {"num_nextn_predict_layers": 2}},
+    "ramp": {"batch": {"micro_sequences": 2,
+                       "sequences": [{"until": 0.7, "start": 2, "to": 8, "shape": "linear"}]}},
+    "recompute": {"recompute": True},
+    "isolated": {"data": {"isolate": True}},
+    "dense": {"model": {"first_k_dense_replace": 2}},
+}  # fmt: skip
+
+
+def stop(training, step):
+    """Take a run to a step and ask it to stop there, as a terminal would."""
+    for row in training.steps():
+        if row.step == step:
+            os.kill(os.getpid(), signal.SIGTERM)
+    assert training.stopped_by == signal.SIGTERM
+    assert not training.is_done
+
+
+def drop(training, step):
+    """Take a run to a step and no further: what is not saved is lost, as if it were killed."""
+    steps = training.steps()
+    for row in steps:
+        if row.step == step:
+            break
+    steps.close()
+
+
+def assert_same(one, other):
+    assert one.weights == other.weights
+    assert one.figures == other.figures
+    assert one.metrics.evaluations == other.metrics.evaluations
+    assert one.metrics.loads == other.metrics.loads
+
+
+# Resumed is uninterrupted
+
+
+@pytest.fixture(scope="module")
+def whole(course, look, tmp_path_factory):
+    """whole("plain"): the run of that kind that nobody disturbed; made once."""
+
+    @cache
+    def run(kind):
+        out = tmp_path_factory.mktemp("whole") / kind
+        training = Training(course.recipe, {"out": out, **KINDS[kind]})
+        list(training.steps())
+        return look(training.folder)
+
+    return run
+
+
+@pytest.mark.parametrize("step", range(1, STEPS))
+def test_a_run_stopped_at_any_step_goes_on_bit_for_bit(begin, finish, whole, step):
+    stop(begin(), step)
+    resumed = finish()
+    assert_same(resumed, whole("plain"))
+    assert [(e.what, e.step) for e in resumed.metrics.events] == [("resumed", step)]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_of_run_dropped_twice_goes_on_bit_for_bit(begin, finish, whole, kind):
+    drop(begin(KINDS[kind]), 3)  # before the first state: begins anew
+    drop(begin(KINDS[kind]), 7)
+    resumed = finish(KINDS[kind])
+    assert_same(resumed, whole(kind))
+    assert [(e.what, e.step) for e in resumed.metrics.events] == [("resumed", 4)]
+
+
+def test_the_same_recipe_gives_the_same_weights_and_another_seed_others(finish, whole):
+    assert_same(finish(out="again"), whole("plain"))
+    assert finish({"seed": 4}, out="other").weights != whole("plain").weights
+
+
+def test_how_often_it_is_saved_changes_nothing(finish, whole):
+    assert_same(finish({"save_every": 1, "keep": 1}), whole("plain"))
+
+
+def test_evaluating_changes_nothing(finish):
+    often, never = finish({"eval_every": 1}, out="often"), finish({"eval_every": 999}, out="never")
+    assert often.weights == never.weights
+    assert often.figures == never.figures
+    assert len(often.metrics.evaluations) == STEPS
+    assert len(never.metrics.evaluations) == 1  # at the end
+
+
+# Parts are the whole
+
+
+@pytest.mark.parametrize("mtp", [0, 1])
+def test_micro_batches_are_together_one_batch(finish, mtp):
+    runs = []
+    for size in (1, 2, 4):
+        changes = {"batch": {"micro_sequences": size}, "model": {"num_nextn_predict_layers": mtp},
+                   "tokens": 4 * STEP, "optim": {"matrices": "adamw"}}  # fmt: skip
+        runs.append(finish(changes, out=f"by-{size}").figures)
+    names = ["loss", "balance_loss", "grad_norm", "max_violation", *(["mtp_loss"] if mtp else [])]
+    for run in runs[:2]:
+        for name in names:  # of the first step: what follows adds up rounding
+            expected = getattr(runs[2][0], name)
+            assert getattr(run[0], name) == pytest.approx(expected, rel=1e-5), name
+        for row, other in zip(run, runs[2], strict=True):
+            assert row.batch_tokens == other.batch_tokens == STEP
+            assert row.loss == pytest.approx(other.loss, rel=1e-3)
+
+
+def test_recomputing_activations_changes_neither_gradients_nor_counts(whole):
+    for row, other in zip(whole("plain").figures, whole("recompute").figures, strict=True):
+        assert row.loss == pytest.approx(other.loss, rel=1e-4)
+        assert row.max_violation == other.max_violation
+
+
+def test_the_load_of_a_step_is_every_choice_of_every_token_once(begin, monkeypatch):
+    counted = []
+    update = loop.balance.update_biases
+
+    def note(gates, load, gamma):
+        counted.append(load)
+        update(gates, load, gamma)
+
+    monkeypatch.setattr(loop.balance, "update_biases", note)
+    changes = {"recompute": True, "eval_every": 1, "batch": {"micro_sequences": 1},
+               "model": {"num_nextn_predict_layers": 1}}  # fmt: skip
+    list(begin(changes).steps())
+    assert len(counted) == STEPS
+    assert all(load.sum(-1).tolist() == [STEP * 2, STEP * 2] for load in counted)
+
+
+def test_the_ramp_is_keyed_to_tokens_and_ends_the_run_on_time(whole):
+    rows = whole("ramp").metrics.steps
+    sizes = [row.batch_tokens for row in rows]
+    assert sizes[0] == 2 * 16
+    assert sizes == sorted(sizes)
+    assert sizes[-1] == 8 * 16
+    assert all(a.tokens + b.batch_tokens == b.tokens for a, b in zip(rows, rows[1:], strict=False))
+    assert rows[-2].tokens < STEPS * STEP <= rows[-1].tokens
+
+
+def test_a_run_learns(finish):
+    rows = finish({"tokens": 40 * STEP, "eval_every": 20}).metrics
+    assert rows.steps[-1].loss < 0.6 * rows.steps[0].loss
+    assert rows.evaluations[-1].bits_per_byte < rows.evaluations[0].bits_per_byte
+
+
+def test_the_learning_rate_warms_up_by_steps_and_then_follows_the_tokens(whole):
+    rates = [row.lr for row in whole("plain").metrics.steps]
+    assert rates[0] == pytest.approx(0.01 / 3)
+    assert rates.index(max(rates)) == 2
+    assert rates[2:] == sorted(rates[2:], reverse=True)
+
+
+# Bad steps
+
+
+@pytest.fixture
+def poison(monkeypatch):
+    """poison(when, how): change the losses of the passes whose number `when` accepts."""
+
+    def set_up(when, how):
+        passes = [0]
+
+        def poisoned(*arguments, **options):
+            passes[0] += 1
+            found = losses(*arguments, **options)
+            return how(found) if when(passes[0]) else found
+
+        monkeypatch.setattr(loop, "losses", poisoned)
+        return passes
+
+    return set_up
+
+
+HOWS = {
+    "the loss is not a number": lambda found: found._replace(main=found.main * float("nan")),
+    "the loss is infinite": lambda found: found._replace(main=found.main + float("inf")),
+    "a term beside it is not a number": lambda found: found._replace(
+        balance=found.balance * float("nan")
+    ),
+}
+
+
+@pytest.mark.parametrize("how", HOWS)
+@pytest.mark.parametrize("kind", ["plain", "bfloat16"])
+def test_a_poisoned_step_is_skipped_and_never_reaches_the_weights(begin, poison, how, kind):
+    poison(lambda number: number == 6, HOWS[how])
+    training = begin(KINDS[kind])
+    rows = list(training.steps())
+    model = DeepSeekV3.load(training.folder)
+    assert all(parameter.isfinite().all() for parameter in model.state_dict().values())
+    assert [row.step for row in rows] == list(range(1, STEPS + 1))  # made up for with other data
+    assert all(0 < row.loss < 10 and 0 < row.grad_norm < 1e3 for row in rows)
+
+
+def test_a_skipped_step_is_as_if_its_data_had_not_been_there(finish, poison, monkeypatch):
+    poison(lambda number: number == 2, HOWS["the loss is not a number"])
+    skipped = finish(out="skipped")
+    (event,) = skipped.metrics.events
+    assert (event.step, event.what) == (1, "step skipped")
+    assert "nan" in event.detail
+    poison(lambda number: False, None)
+    draws, real = [0], loop.Trainer._draw
+
+    def draw(self):
+        draws[0] += 1
+        if draws[0] == 2:
+            real(self)
+        return real(self)
+
+    monkeypatch.setattr(loop.Trainer, "_draw", draw)
+    without = finish(out="without")
+    assert skipped.weights == without.weights
+    assert skipped.figures == without.figures
+
+
+def test_a_run_dropped_around_a_skipped_step_goes_on_bit_for_bit(begin, finish, poison):
+    def skip(number):
+        return number == 6
+
+    poison(skip, HOWS["the loss is not a number"])
+    whole = finish(out="whole")
+    poison(skip, HOWS["the loss is not a number"])
+    stop(begin(), 6)  # seven passes, of which the sixth was skipped
+    poison(lambda number: False, None)
+    resumed = finish()
+    assert resumed.weights == whole.weights
+    assert resumed.figures == whole.figures
+
+
+def test_a_row_of_bad_steps_takes_the_run_back_to_its_last_state_and_on_with_other_data(
+    finish, whole, poison
+):
+    clean = whole("plain")
+    poison(lambda number: 7 <= number <= 11, HOWS["the loss is not a number"])
+    run = finish()
+    events = [(event.what, event.step) for event in run.metrics.events]
+    assert events == [("step skipped", 6)] * 5 + [("rewind", 4)]
+    assert [row.step for row in run.metrics.steps] == list(range(1, STEPS + 1))
+    assert run.figures[:4] == clean.figures[:4]
+    assert run.figures[4].loss != clean.figures[4].loss
+
+
+def test_a_run_dropped_after_a_rewind_repeats_it_and_ends_at_the_same_weights(
+    begin, finish, monkeypatch
+):
+    """The poison sits in the data this time, so it is met again after the restart."""
+    taken, bad = [], []
+
+    def by_data(output, head, batch, **options):
+        found = losses(output, head, batch, **options)
+        taken.append(batch.tokens.tolist())
+        return found._replace(main=found.main * float("nan")) if taken[-1] in bad else found
+
+    monkeypatch.setattr(loop, "losses", by_data)
+    finish(out="scout")
+    bad.extend(taken[5:10])
+    whole = finish(out="whole")
+    events = [(event.what, event.step) for event in whole.metrics.events]
+    assert events == [("step skipped", 5)] * 5 + [("rewind", 4)]
+    drop(begin(), 7)
+    resumed = finish()
+    assert resumed.weights == whole.weights
+    assert resumed.figures == whole.figures
+
+
+def test_a_run_that_keeps_failing_ends_in_a_sentence_and_keeps_its_states(begin, poison):
+    passes = poison(lambda number: number > 6, HOWS["the loss is not a number"])
+    training = begin()
+    with pytest.raises(ConfigError, match=r"diverged at step .*again and again.*optim\.lr=0\.01"):
+        list(training.steps())
+    assert passes[0] == 6 + 5 * 4  # five bad steps, three rewinds, and five at the end
+    assert not training.is_done
+    assert (training.folder / "trainer" / "step-00000004").is_dir()
+
+
+def test_a_run_that_fails_before_its_first_state_says_so(begin, poison):
+    poison(lambda number: True, HOWS["the loss is infinite"])
+    with pytest.raises(ConfigError, match="no saved state to go back to; lower"):
+        list(begin().steps())
+
+
+# What the working copy is
+
+
+def test_routers_and_their_biases_stay_in_float32_whatever_the_precision(begin):
+    training = begin({"precision": "bfloat16"})
+    list(training.steps())
+    model = DeepSeekV3.load(training.folder)
+    for name, tensor in model.state_dict().items():
+        is_router = name.endswith(("gate.weight", "e_score_correction_bias"))
+        assert tensor.dtype == (torch.float32 if is_router else torch.bfloat16), name
+    (gate,) = model.gates()
+    assert gate.e_score_correction_bias.any()
+    assert torch.all((gate.e_score_correction_bias / 0.01).round(decimals=3) % 1 == 0)
+
+
+def test_every_saved_number_is_finite_and_the_load_is_in_the_metrics(finish):
+    run = finish({"tokens": 20 * STEP})
+    (load,) = run.metrics.loads
+    assert load.step == 20
+    assert sum(load.load[0]) == pytest.approx(1.0, abs=1e-4)
