@@ -17,8 +17,8 @@ _VOWELS = ("a", "e", "i", "o", "u")
 _NOT_VOWELS = ("uni", "use", "one", "eu")
 
 
-def recast(story: str, subjects: list[Subject], rng: np.random.Generator) -> str:
-    """The story with its first subject of a known kind replaced by another of that kind.
+def recast(story: str, subjects: list[Subject], rng: np.random.Generator) -> tuple[str, str | None]:
+    """The story with its first subject of a known kind replaced by another, and that other.
 
     Unchanged where no subject is of a known kind, or where the new word is in the story already.
     """
@@ -28,9 +28,9 @@ def recast(story: str, subjects: list[Subject], rng: np.random.Generator) -> str
             continue
         new = kind[int(rng.integers(len(kind)))]
         if re.search(rf"\b{new}s?\b", story, re.IGNORECASE):
-            return story
-        return _with_articles(_replaced(story, subject.noun, new))
-    return story
+            return story, None
+        return _with_articles(_replaced(story, subject.noun, new)), new
+    return story, None
 
 
 def _replaced(story: str, old: str, new: str) -> str:

@@ -86,7 +86,8 @@ class _Attention(torch.autograd.Function):
         ctx: Any, q: Tensor, k: Tensor, v: Tensor, buckets: list[_Bucket], scale: float
     ) -> Tensor:
         out = v.new_empty(v.shape)  # (T, H, V)
-        saved, kept = [], []
+        saved: list[Tensor] = []
+        kept: list[list[Tensor]] = []
         for bucket in buckets:
             heads = _rows(q, bucket), _rows(k, bucket), _rows(v, bucket)  # (B*H, L, D or V)
             mixed, weights = _attend(*heads, scale)

@@ -1,7 +1,7 @@
 """SwiGLU's middle: silu(gate) * up, on the two halves of one projection (Shazeer, 2020).
 
 ``reference`` is the definition. ``swiglu`` computes the same; its backward recomputes the sigmoid
-instead of keeping it, as the report does for its experts (section 3.3.2).
+instead of keeping it, as the report recomputes SwiGLU (section 3.3.3).
 
     F intermediate size
 """

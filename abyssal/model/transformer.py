@@ -134,13 +134,21 @@ class DeepSeekV3(nn.Module):
         return [module for module in self.modules() if isinstance(module, Gate)]
 
     @torch.no_grad()
-    def initialize(self, generator: torch.Generator | None = None) -> Self:
-        """Draw every matrix from N(0, initializer_range^2); norm gains are 1 and gate biases 0."""
+    def initialize(
+        self, generator: torch.Generator | None = None, *, output_scale: float = 1.0
+    ) -> Self:
+        """Draw every matrix from N(0, initializer_range^2); norm gains are 1 and gate biases 0.
+
+        `output_scale` multiplies the matrices that write into the residual stream, o_proj and
+        down_proj; the paper has 1.
+        """
         for name, parameter in self.named_parameters():
             if "norm" in name:
                 parameter.fill_(1.0)
-            else:
-                parameter.normal_(0.0, self.config.initializer_range, generator=generator)
+                continue
+            parameter.normal_(0.0, self.config.initializer_range, generator=generator)
+            if "o_proj" in name or "down_proj" in name:
+                parameter.mul_(output_scale)
         for gate in self.gates():
             gate.e_score_correction_bias.zero_()
         return self

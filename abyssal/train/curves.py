@@ -117,7 +117,7 @@ def _scheduled(
     metrics: Metrics,
 ) -> Iterator[tuple[str, str, Callable[[float], str], Callable[[Step], float | None]]]:
     """Name, unit, notation and value of everything that may follow a schedule and is in use."""
-    yield "Learning rate", "AdamW", plain, lambda row: row.lr
+    yield "Learning rate", "of the step", plain, lambda row: row.lr
     yield "Batch", "tokens per step", number, lambda row: row.batch_tokens
     if any(row.gamma for row in metrics.steps):
         yield "Gamma", "step of the balancing bias", plain, lambda row: row.gamma

@@ -145,9 +145,8 @@ class Optimizer:
         if master.ndim > 1:  # gains and other vectors do not decay
             master.mul_(1 - lr * cfg.weight_decay)
         scale = math.sqrt(1 - b2**self.steps)
-        denominator = (
-            v.sqrt().div_(scale).add_(cfg.eps)
-        )  # not in place: float32 moments are v itself
+        # The root is a new tensor: v itself is the saved moment where moments are float32.
+        denominator = v.sqrt().div_(scale).add_(cfg.eps)
         master.addcdiv_(m, denominator, value=-lr / (1 - b1**self.steps))
 
     def _muon(self, lr: float) -> None:

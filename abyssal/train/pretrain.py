@@ -22,6 +22,7 @@ class Pretrain(Run):
 
     model: ModelConfig
     init: Path | None = None  # a folder to go on from, under the (changed) positions of `model`
+    output_scale: float = 1.0  # of o_proj and down_proj at random initialization
 
 
 def build(run: Pretrain, tokenizer: Tokenizer) -> DeepSeekV3:
@@ -38,5 +39,5 @@ def build(run: Pretrain, tokenizer: Tokenizer) -> DeepSeekV3:
         )
     if run.init is None:
         generator = torch.Generator().manual_seed(run.seed)
-        return DeepSeekV3(run.model).initialize(generator)
+        return DeepSeekV3(run.model).initialize(generator, output_scale=run.output_scale)
     return DeepSeekV3.load(run.init, run.model)

@@ -161,7 +161,7 @@ def test_a_disk_that_does_not_take_a_state_is_reported_in_one_sentence(tmp_path,
         with monkeypatch.context() as patch:
             cut_power_at(patch, at, lambda _: OSError(28, "No space left on device"))
             with pytest.raises(
-                CheckpointError, match="step-00000006: cannot be written .*No space"
+                CheckpointError, match=r"step-00000006: cannot be written .*No space"
             ):
                 save(tmp_path, 6)
         assert_is(state.latest(tmp_path), 5)

