@@ -1,6 +1,8 @@
 """A toy run: a tokenizer of 330 words, a few dozen fish, and a recipe of twelve short steps."""
 
+import os
 import random
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -158,5 +160,31 @@ def finish(
         list(training.steps())
         assert training.is_done
         return look(training.folder)
+
+    return run
+
+
+@pytest.fixture
+def stop() -> Callable[[Training, int], None]:
+    """stop(training, step): take a run to a step and ask it to stop there, as a terminal would."""
+
+    def run(training: Training, step: int) -> None:
+        for row in training.steps():
+            if row.step == step:
+                os.kill(os.getpid(), signal.SIGTERM)
+        assert training.stopped_by == signal.SIGTERM
+        assert not training.is_done
+
+    return run
+
+
+@pytest.fixture
+def drop() -> Callable[[Training, int], None]:
+    """drop(training, step): ... and no further; what is not saved is lost, as if it were killed."""
+
+    def run(training: Training, step: int) -> None:
+        steps = training.steps()
+        assert step in (row.step for row in steps)  # which stops at that step
+        steps.close()
 
     return run
