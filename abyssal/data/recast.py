@@ -17,8 +17,10 @@ _VOWELS = ("a", "e", "i", "o", "u")
 _NOT_VOWELS = ("uni", "use", "one", "eu")
 
 
-def recast(story: str, subjects: list[Subject], rng: np.random.Generator) -> tuple[str, str | None]:
-    """The story with its first subject of a known kind replaced by another, and that other.
+def recast(
+    story: str, subjects: list[Subject], rng: np.random.Generator
+) -> tuple[str, Subject | None]:
+    """The story with its first subject of a known kind replaced by another, and that subject.
 
     Unchanged where no subject is of a known kind, or where the new word is in the story already.
     """
@@ -29,7 +31,8 @@ def recast(story: str, subjects: list[Subject], rng: np.random.Generator) -> tup
         new = kind[int(rng.integers(len(kind)))]
         if re.search(rf"\b{new}s?\b", story, re.IGNORECASE):
             return story, None
-        return _with_articles(_replaced(story, subject.noun, new)), new
+        told = _with_articles(_replaced(story, subject.noun, new))
+        return told, subject._replace(noun=new)
     return story, None
 
 

@@ -126,10 +126,9 @@ class Requests:
         """
         return [subject.phrase() for subject in find_subjects(story, self.vocabulary)]
 
-    def request(self, story: str, rng: np.random.Generator, noun: str | None = None) -> str:
-        """What somebody who gets this story may have asked for; about `noun` if it is a subject."""
-        subjects = find_subjects(story, self.vocabulary)
-        subjects = [s for s in subjects if s.noun == noun] or subjects
+    def request(self, story: str, rng: np.random.Generator, hero: Subject | None = None) -> str:
+        """What somebody who gets this story may have asked for; about `hero` if one is given."""
+        subjects = [hero] if hero else find_subjects(story, self.vocabulary)
         if not subjects or rng.random() < 0.04:
             return vary(choose(_WITHOUT_SUBJECT, rng), rng)
         scene = self._scene(story, subjects, rng)
@@ -174,10 +173,10 @@ def story_chats(
     requests = requests or Requests(stories)
     for index, story in enumerate(stories):
         rng = np.random.default_rng([seed, index])
-        noun = None
+        hero = None
         if recast_share and rng.random() < recast_share:
-            story, noun = recast(story, find_subjects(story, requests.vocabulary), rng)
-        request = requests.request(story, rng, noun)
+            story, hero = recast(story, find_subjects(story, requests.vocabulary), rng)
+        request = requests.request(story, rng, hero)
         yield [Message("user", request), Message("assistant", story.strip())]
 
 

@@ -25,7 +25,7 @@ from abyssal.train.training import Training
 VOCAB_SIZE = 4096
 PASSES = 4  # over the stories, each with other requests, before the shards repeat
 CHATS = 12_000  # conversations to fine-tune on
-RECAST = 0.5  # of the requested stories told about something else, so that the request matters
+RECAST = {"stories": 0.3, "chat": 0.5}  # requested stories told about something else (recast.py)
 SEED = 1
 STAGES = ("base", "chat")
 QUESTIONS = ("Hello! How are you?", "Please tell me a story about a little rabbit.", "Thank you!")
@@ -127,12 +127,18 @@ def _documents(
         return corpus.stories("valid")
     if name == "chat":
         return list(
-            finetuning_chats(SEED, CHATS, stories=stories, requests=requests, recast_share=RECAST)
+            finetuning_chats(
+                SEED, CHATS, stories=stories, requests=requests, recast_share=RECAST[name]
+            )
         )
     if name == "stories":
         passes = [
             pretraining_texts(
-                SEED + i, stories=stories, requests=requests, talk_share=0.03, recast_share=RECAST
+                SEED + i,
+                stories=stories,
+                requests=requests,
+                talk_share=0.03,
+                recast_share=RECAST[name],
             )
             for i in range(PASSES)
         ]

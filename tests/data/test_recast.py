@@ -18,9 +18,9 @@ def recast_all() -> list[tuple[str, str, str]]:
     rng = np.random.default_rng(0)
     found = []
     for story in STORIES:
-        new, noun = recast(story, find_subjects(story, REQUESTS.vocabulary), rng)
-        if noun is not None:
-            found.append((story, new, noun))
+        new, hero = recast(story, find_subjects(story, REQUESTS.vocabulary), rng)
+        if hero is not None:
+            found.append((story, new, hero.noun))
     return found
 
 
