@@ -39,6 +39,7 @@ class Optim:
         "adamw"  # vectors, embedding, head and router: always AdamW
     )
     lr: float = 2.2e-4  # at the top of `schedule`, after `warmup_steps`
+    adamw_scale: float = 1.0  # rate of what AdamW moves beside Muon, relative to `lr`
     warmup_steps: int = 2000
     schedule: Curve = (
         Segment(until=10e12, to=1.0),
@@ -54,7 +55,7 @@ class Optim:
     moments: Literal["bfloat16", "float32"] = "bfloat16"
 
     def __post_init__(self) -> None:
-        for name in ("lr", "eps", "clip_norm"):
+        for name in ("lr", "adamw_scale", "eps", "clip_norm"):
             if not 0 < getattr(self, name) < math.inf:
                 raise ConfigError(f"optim.{name}={getattr(self, name)}, expected a positive number")
         if self.weight_decay < 0 or self.warmup_steps < 0:
@@ -110,7 +111,7 @@ class Optimizer:
         """Move the masters, write them into the working copy, and clear the gradients."""
         self.steps += 1
         for name in self.second:
-            self._adamw(name, lr)
+            self._adamw(name, lr * self.optim.adamw_scale if self.muon else lr)
         self._muon(lr)
         for name, parameter in self.parameters.items():
             parameter.copy_(self.masters[name])
