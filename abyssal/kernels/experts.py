@@ -56,7 +56,7 @@ def sort_by_expert(experts: Tensor, num_experts: int) -> Order:
 
 
 def scatter(x: Tensor, order: Order, choices: int) -> Tensor:
-    """x (T, D) -> the rows of every expert's run (M, D), zeros where a run is padded."""
+    """x (T, D) -> the rows of every expert's run (M, D), any token where a run is padded."""
     rows: Tensor = _Scatter.apply(x, order, choices)
     return rows
 
@@ -74,8 +74,9 @@ def grouped_swiglu(x: Tensor, gate_up: Tensor, down: Tensor, counts: list[int]) 
 
 
 def _rows_of(x: Tensor, order: Order, choices: int) -> Tensor:
-    padded = torch.cat([x, x.new_zeros(1, x.shape[1])])  # the last row serves the padding
-    return padded.index_select(0, order.pair // choices)
+    """The token of every row; a padding row holds the last one, and its result is never used."""
+    token = (order.pair // choices).clamp_(max=len(x) - 1)
+    return x.index_select(0, token)
 
 
 def _sum_choices(x: Tensor) -> Tensor:

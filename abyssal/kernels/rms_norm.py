@@ -41,8 +41,7 @@ class _RMSNorm(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
         x, weight, scale = ctx.saved_tensors
         unit = x.float() * scale  # (..., D)
-        grad32 = grad.float()
-        grad_weight = (grad32 * unit).flatten(0, -2).sum(0).to(weight.dtype)
-        grad32 = grad32 * weight
+        grad_weight = (unit * grad).flatten(0, -2).sum(0).to(weight.dtype)
+        grad32 = grad * weight.float()
         along = torch.linalg.vecdot(grad32, unit).div_(x.shape[-1]).unsqueeze(-1)
         return grad32.addcmul_(unit, along, value=-1).mul_(scale).to(x.dtype), grad_weight, None

@@ -18,7 +18,7 @@ from abyssal.batch import IGNORE, Batch
 from abyssal.model.moe import Routing
 from abyssal.model.transformer import Output
 
-CHUNK = 256  # rows of logits at a time: 8 MB in float32 at 4,096 words
+LOGITS = 1 << 22  # formed at a time: 16 MB in float32
 
 
 class Losses(NamedTuple):
@@ -63,13 +63,28 @@ def cross_entropy(hidden: Tensor, head: Tensor, labels: Tensor) -> Tensor:
     library prepares a kernel for every new row count.
     """
     scored = (labels != IGNORE).nonzero()[:, 0]
-    rows = (len(scored) + CHUNK - 1) // CHUNK * CHUNK
+    chunk = _rows_at_a_time(head)
+    rows = (len(scored) + chunk - 1) // chunk * chunk
     if rows < len(labels):
         ignored = (labels == IGNORE).nonzero()[: rows - len(scored), 0]
         chosen = torch.cat([scored, ignored])
         hidden, labels = hidden[chosen], labels[chosen]
     loss: Tensor = _ChunkedCrossEntropy.apply(hidden, head, labels)
     return loss
+
+
+def _negative_log(logits: Tensor, probs: Tensor, word: Tensor) -> Tensor:
+    """-log of each row's probability of `word` (rows, 1), also where it underflows."""
+    nll = probs.gather(-1, word).log_().neg_()
+    rare = (nll > 60).nonzero()[:, 0]
+    if len(rare):
+        few = logits[rare]
+        nll[rare] = few.logsumexp(-1, keepdim=True) - few.gather(-1, word[rare])
+    return nll
+
+
+def _rows_at_a_time(head: Tensor) -> int:
+    return max(32, LOGITS // len(head))
 
 
 class _ChunkedCrossEntropy(torch.autograd.Function):
@@ -79,22 +94,24 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         grad_hidden = torch.empty_like(hidden)
         grad_head = torch.zeros_like(head, dtype=torch.float32)
         total = hidden.new_zeros((), dtype=torch.float32)
+        size = _rows_at_a_time(head)
         # Reused by every chunk: to touch fresh memory would cost more than to compute in it.
-        room = hidden.new_empty(2, CHUNK, len(head), dtype=torch.float32)
-        low_room = hidden.new_empty(CHUNK, len(head))
-        for start in range(0, len(hidden), CHUNK):
-            chunk = slice(start, start + CHUNK)
+        room = hidden.new_empty(2, size, len(head), dtype=torch.float32)
+        low_room = hidden.new_empty(size, len(head))
+        for start in range(0, len(hidden), size):
+            chunk = slice(start, start + size)
             rows, word = hidden[chunk], labels[chunk, None].clamp(min=0)
-            scored = (labels[chunk, None] != IGNORE).float()
-            (logits, probs), low = room[:, : len(rows)], low_room[: len(rows)]  # (CHUNK, W)
+            ignored = labels[chunk, None] == IGNORE
+            (logits, probs), low = room[:, : len(rows)], low_room[: len(rows)]  # (chunk, W)
             logits.copy_(torch.mm(rows, head.T, out=low))
             torch.softmax(logits, -1, out=probs)  # torch's log_softmax takes three times as long
-            log_sum = logits.amax(-1, keepdim=True) - probs.amax(-1, keepdim=True).log()
-            total += ((log_sum - logits.gather(-1, word)) * scored).sum()
+            total += _negative_log(logits, probs, word).masked_fill_(ignored, 0).sum()
             if not learning:
                 continue
             probs.scatter_add_(-1, word, probs.new_full((), -1.0).expand_as(word))
-            low.copy_(probs.mul_(scored))
+            low.copy_(probs)
+            if ignored.any():
+                low.masked_fill_(ignored, 0)
             torch.mm(low, head, out=grad_hidden[chunk])
             grad_head += low.T @ rows
         ctx.save_for_backward(grad_hidden, grad_head)

@@ -154,10 +154,10 @@ class Optimizer:
         cfg = self.optim
         same: dict[tuple[int, int], list[tuple[Tensor, Tensor]]] = defaultdict(list)
         for name in sorted(self.muon):
-            grad, first = self.grads[name], self.first[name]
+            grad, first = self.grads[name], self.first[name]  # the gradient is used up
             momentum = first.float().mul_(cfg.momentum).add_(grad)
             first.copy_(momentum)
-            update = grad.add(momentum, alpha=cfg.momentum)  # Nesterov
+            update = grad.add_(momentum, alpha=cfg.momentum).bfloat16()  # Nesterov
             rows, cols = update.shape[-2:]
             same[rows, cols].append((update.view(-1, rows, cols), self.masters[name]))
         for (rows, cols), pairs in same.items():
@@ -173,14 +173,15 @@ class Optimizer:
 
 
 def orthogonalize(matrices: Tensor) -> Tensor:
-    """Roughly the nearest (semi-)orthogonal matrix to each of matrices (N, rows, cols)."""
-    x = matrices.transpose(1, 2) if matrices.shape[1] > matrices.shape[2] else matrices
-    x = (x / (torch.linalg.matrix_norm(x, keepdim=True) * 1.02 + 1e-10)).bfloat16()
+    """Roughly the nearest (semi-)orthogonal matrix to each of matrices (N, rows, cols), in BF16."""
+    norm = torch.linalg.vector_norm(matrices, dim=(1, 2), keepdim=True, dtype=torch.float32)
+    x: Tensor = matrices.bfloat16() * (1 / (norm * 1.02 + 1e-10)).bfloat16()
+    is_tall = x.shape[1] > x.shape[2]
+    x = x.transpose(1, 2) if is_tall else x
     for a, b, c in NEWTON_SCHULZ:
         gram = x @ x.transpose(1, 2)
         x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
-    x = x.transpose(1, 2) if matrices.shape[1] > matrices.shape[2] else x
-    return x.float()
+    return x.transpose(1, 2) if is_tall else x
 
 
 def _is_matrix(name: str, model: nn.Module) -> bool:

@@ -46,14 +46,20 @@ def assert_same_loss(hidden, head, labels, **tolerance):
 @given(st.integers(1, 40), st.sampled_from([0.0, 0.3, 0.9, 1.0]), st.integers(0, 9))
 def test_cross_entropy_and_its_gradients_are_torchs_whatever_the_chunk_borders(rows, ignored, seed):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loss, "CHUNK", 8)
+        patch.setattr(loss, "_rows_at_a_time", lambda head: 8)
         assert_same_loss(*example(rows, ignored, seed), rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("rows", [loss.CHUNK - 1, loss.CHUNK, loss.CHUNK + 1, 2 * loss.CHUNK + 7])
+@pytest.mark.parametrize("rows", [255, 256, 257, 519])
 @pytest.mark.parametrize("ignored", [0.0, 0.6])
-def test_so_it_is_at_the_real_chunk_size(rows, ignored):
+def test_so_it_is_at_the_borders_of_large_chunks(rows, ignored, monkeypatch):
+    monkeypatch.setattr(loss, "_rows_at_a_time", lambda head: 256)
     assert_same_loss(*example(rows, ignored), rtol=1e-4, atol=1e-4)
+
+
+def test_the_rows_of_a_chunk_follow_the_vocabulary():
+    assert loss._rows_at_a_time(torch.empty(4096, 1)) == 1024
+    assert loss._rows_at_a_time(torch.empty(129280, 1)) == 32
 
 
 @pytest.mark.parametrize("scale", [1e-4, 1e4])
@@ -77,7 +83,7 @@ def test_in_bfloat16_it_is_close():
 
 @pytest.mark.parametrize("chunk", [4, 512])
 def test_ignored_rows_contribute_nothing(chunk, monkeypatch):
-    monkeypatch.setattr(loss, "CHUNK", chunk)
+    monkeypatch.setattr(loss, "_rows_at_a_time", lambda head: chunk)
     hidden, head, labels = example(30, 0.5)
     scored = labels != IGNORE
     wild = torch.where(scored[:, None], hidden, 1e6 * torch.ones_like(hidden)).detach()
