@@ -13,3 +13,6 @@ class Verb(NamedTuple):
 
     function: Callable[..., None]
     examples: tuple[str, ...]
+
+
+DEMO = "out/demo/model"  # the folder of verbs that are given none; `make demo` fills it

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from abyssal.cli import Verb, console
+from abyssal.cli import DEMO, Verb, console
 
 if TYPE_CHECKING:
     from abyssal.train.history import Step
@@ -28,7 +28,7 @@ def tokenizer(
         str | None, typer.Option(help="Show how this text is cut, and train nothing.")
     ] = None,
     folder: Annotated[Path, typer.Option(help="Tokenizer or model folder to inspect with.")] = Path(
-        "out/demo/model"
+        DEMO
     ),
     json: Json = False,
 ) -> None:

@@ -7,14 +7,16 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from abyssal.cli import Verb, console
+from abyssal.cli import DEMO, Verb, console
 
 if TYPE_CHECKING:
     from abyssal.plan.count import Counts
 
 
 def plan(
-    model: Annotated[str, typer.Argument(help="A preset such as deepseek-v3, or a model folder.")],
+    model: Annotated[
+        str, typer.Argument(help="A preset such as deepseek-v3, or a model folder.")
+    ] = DEMO,
     seq_len: Annotated[
         int, typer.Option(help="Tokens per training sequence, for the FLOPs.", metavar="N")
     ] = 4096,
@@ -64,13 +66,14 @@ def _show_costs(counts: "Counts") -> None:
 
 
 def info(
-    folder: Annotated[
-        Path | None, typer.Argument(help="A model folder; without one, this machine.")
-    ] = None,
+    folder: Annotated[Path, typer.Argument(help="A model folder.")] = Path(DEMO),
+    machine: Annotated[
+        bool, typer.Option("--machine", help="This machine instead of a folder.")
+    ] = False,
     json: Annotated[bool, typer.Option("--json", help="One JSON object and nothing else.")] = False,
 ) -> None:
     """Say what a model folder holds and whether it is whole, or what this machine can do."""
-    console.show(_machine() if folder is None else _contents(folder), as_json=json)
+    console.show(_machine() if machine else _contents(folder), as_json=json)
 
 
 def _machine() -> dict[str, object]:
@@ -127,9 +130,9 @@ VERBS = (
     Verb(
         info,
         (
-            "abyssal info",
             "abyssal info out/demo/model",
             "abyssal info out/demo/model --json",
+            "abyssal info --machine",
         ),
     ),
     Verb(

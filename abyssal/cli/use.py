@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from abyssal.cli import Verb, console
+from abyssal.cli import DEMO, Verb, console
 from abyssal.errors import CheckpointError, DataError, RequestError
 
 if TYPE_CHECKING:
@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     from abyssal.engine.llm import LLM
     from abyssal.engine.request import Completion
 
-DEMO = "out/demo/model"
 ESCAPE = {0x1B: "␛"}  # what a model writes must not steer the terminal
 COMMANDS = "/reset forgets the conversation, /system TEXT sets the system message, /quit ends"
 

@@ -147,6 +147,11 @@ def test_from_text_to_an_answer(say, abyssal_command):
     assert measured["documents"] == 20
     planned = say("plan", "base")
     assert planned["params_total"] == rows("base", "start")[0]["params_total"]
+    looked = say("info", "chat")
+    assert looked["params_total"] == planned["params_total"]
+    assert looked["hashes"] == "as written"
+    assert looked["tokenizer_tokens"] == 400
+    assert say("info", "--machine")["peak_flops"] > 1e8
 
     # doing it again does nothing
     before = {path: path.stat().st_mtime_ns for path in Path().rglob("*") if path.is_file()}

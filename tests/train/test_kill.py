@@ -15,7 +15,7 @@ import pytest
 
 import abyssal
 
-SAVE_EVERY, STEPS, STEP = 5, 100, 64
+SAVE_EVERY, STEPS, STEP = 5, 200, 64
 ENVIRONMENT = os.environ | {
     "OMP_NUM_THREADS": "1",  # a forked child has no threads of its parent
     "PYTHONPATH": str(Path(abyssal.__file__).parents[1]),
@@ -152,6 +152,8 @@ def test_killed_at_twenty_moments_and_more_at_the_end(server, recipe, undisturbe
         if when == "early":
             time.sleep(number)
         elif when == "after steps":
+            # Long enough that a life never reaches the end: the next wait would last for ever.
+            assert not (out / "done.json").exists(), "raise STEPS: the run ended before its kills"
             wait_for(lambda more=number, before=before: num_steps(out) >= before + more)
         else:
             wait_for(lambda: f'"step": {STEPS}, ' in (out / "metrics.jsonl").read_text())
