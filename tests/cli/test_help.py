@@ -61,7 +61,7 @@ def test_no_verb_at_all_shows_the_overview(abyssal_command):
         (("plam", "tiny"), "Did you mean 'plan'?"),
         (("plan", "tiny", "--seq-length", "3"), "--seq-len"),
         (("plan", "tiny", "--seq-len", "many"), "Invalid value for '--seq-len'"),
-        (("plan",), "Missing argument 'model'"),
+        (("train",), "Missing argument 'recipe'"),
     ],
 )
 def test_a_slip_exits_2_and_is_told_what_was_meant(abyssal_command, words, hint):

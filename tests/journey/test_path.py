@@ -121,8 +121,7 @@ def test_from_text_to_an_answer(say, abyssal_command):
     assert trained["finished"]
     assert trained["last_step"]["step"] == 80
     scores = [row["bits_per_byte"] for row in rows("base", "eval")]
-    assert scores[-1] < 0.8 * scores[0]
-    assert 0 < scores[-1] < 2.5
+    assert 0 < scores[-1] < 0.5  # untrained, it is above 2
 
     # base model -> chat model
     tuned = say("train", "chat.toml")
