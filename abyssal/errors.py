@@ -23,3 +23,7 @@ class CheckpointError(AbyssalError):
 
 class RequestError(AbyssalError):
     """A generation request that cannot be served: sampling values, lengths, names."""
+
+
+class OverloadedError(AbyssalError):
+    """More requests than the queue holds; the same request may be served later."""

@@ -153,6 +153,11 @@ class Tokenizer:
         )
         return hashlib.sha256(canonical.encode()).hexdigest()
 
+    @cached_property
+    def spelled(self) -> tuple[bytes, ...]:
+        """What each id below vocab_size spells: a control token its name, an unused id nothing."""
+        return tuple(self._bytes.get(token, b"") for token in range(self.vocab_size))
+
     def encode(self, text: str, bos: bool = False, eos: bool = False) -> list[int]:
         """The ids of text, between BOS and EOS where asked; what it spells stays plain text.
 

@@ -15,11 +15,13 @@ from typing import NamedTuple
 from abyssal.errors import DataError
 from abyssal.tokenizer import control
 from abyssal.tokenizer.bpe import Tokenizer
+from abyssal.tokenizer.calls import Part, calls_parts
 from abyssal.tokenizer.message import Message as Message
 from abyssal.tokenizer.message import ToolCall as ToolCall
 from abyssal.tokenizer.template import Layout as Layout
 from abyssal.tokenizer.template import chat_template as chat_template
 from abyssal.tokenizer.template import check_layout
+from abyssal.tokenizer.tools import Tool, tools_parts
 
 
 class Rendered(NamedTuple):
@@ -35,8 +37,11 @@ def render(
     layout: Layout = "v3",
     thinking: bool = False,
     add_generation_prompt: bool = True,
+    tools: Sequence[Tool] = (),
 ) -> Rendered:
     """The tokens of a conversation, up to where the assistant goes on if add_generation_prompt.
+
+    Tools are declared at the end of the system text.
 
     R1 always thinks, V3 never does, V3.1 where thinking is set. Reasoning is shown after the last
     user message only: earlier turns lose it, as in the published templates. A prefix message stays
@@ -44,7 +49,7 @@ def render(
 
     Raises:
         DataError: the conversation is empty, a prefix message is not its last, thinking is asked
-            of V3, or the tokenizer lacks a token of the layout.
+            of V3, two tools share a name, or the tokenizer lacks a token of the layout.
         ConfigError: there is no such layout.
     """
     check_layout(layout)
@@ -52,7 +57,9 @@ def render(
     last_user = max((i for i, m in enumerate(messages) if m.role == "user"), default=-1)
     writer = _Writer(layout, thinking)
     writer.mark(control.BOS)
-    writer.text("\n\n".join(m.content or "" for m in messages if m.role == "system"))
+    system = "\n\n".join(m.content or "" for m in messages if m.role == "system")
+    writer.text(system + "\n\n" if system and tools else system)
+    writer.parts(tools_parts(tools, layout))
     for i, message in enumerate(messages):
         if message.role != "system":
             writer.turn(message, is_current=i > last_user)
@@ -84,6 +91,11 @@ class _Writer:
         """Add text, in which nothing is a control token."""
         if content:
             self.pieces.append(_Piece(content, False, trained))
+
+    def parts(self, parts: Sequence[Part], trained: bool = False) -> None:
+        """Add texts and control tokens as they come."""
+        for part in parts:
+            (self.mark if part.is_control else self.text)(part.content, trained)
 
     def turn(self, message: Message, is_current: bool) -> None:
         """Add a message of any role but system; is_current if no user message follows it."""
@@ -152,7 +164,8 @@ class _Writer:
         elif opens and self.hybrid:
             self.mark(control.END_THINK)
         self.text(content, mine)
-        self._calls(message.tool_calls)
+        if message.tool_calls:
+            self.parts(calls_parts(message.tool_calls, self.layout), trained=True)
         if mine:
             self.mark(control.EOS, trained=True)
 
@@ -174,21 +187,6 @@ class _Writer:
         if self.hybrid and control.END_THINK in content:
             return content.split(control.END_THINK, 1)[1]
         return content
-
-    def _calls(self, calls: Sequence[ToolCall]) -> None:
-        for i, call in enumerate(calls):
-            if i == 0:
-                self.mark(control.TOOL_CALLS_BEGIN, trained=True)
-            elif not self.hybrid:
-                self.text("\n", trained=True)
-            self.mark(control.TOOL_CALL_BEGIN, trained=True)
-            self.text(call.name if self.hybrid else "function", trained=True)
-            self.mark(control.TOOL_SEP, trained=True)
-            fenced = f"{call.name}\n```json\n{call.arguments}\n```"
-            self.text(call.arguments if self.hybrid else fenced, trained=True)
-            self.mark(control.TOOL_CALL_END, trained=True)
-        if calls:
-            self.mark(control.TOOL_CALLS_END, trained=True)
 
 
 def _check_conversation(messages: Sequence[Message], layout: Layout, thinking: bool) -> None:

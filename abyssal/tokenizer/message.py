@@ -60,7 +60,8 @@ class Message:
     def from_dict(cls, fields: object) -> "Message":
         """A message from the JSON object of the API or of a dataset; other keys are ignored.
 
-        The reasoning may be called reasoning_content, as in DeepSeek's API.
+        The reasoning may be called reasoning_content, as in DeepSeek's API. Content may be a list
+        of text parts, which are joined as they stand, and a developer speaks as the system.
 
         Raises:
             DataError: the object is not a message; the text says where.
@@ -78,8 +79,8 @@ class Message:
         if not isinstance(calls, Sequence) or isinstance(calls, str):
             raise DataError(f"tool_calls={calls!r:.60}; a list of calls was expected")
         return cls(
-            role,
-            _text_field(fields, "content"),
+            "system" if role == "developer" else role,
+            _content(fields),
             reasoning if reasoning is not None else _text_field(fields, "reasoning"),
             tuple(_tool_call(call) for call in calls),
             _text_field(fields, "tool_call_id"),
@@ -108,6 +109,23 @@ def _text_field(fields: Mapping[object, object], name: str) -> str | None:
     if value is not None and not isinstance(value, str):
         raise DataError(f"{name}={value!r:.60}; a string was expected")
     return value
+
+
+def _content(fields: Mapping[object, object]) -> str | None:
+    parts = fields.get("content")
+    if not isinstance(parts, list | tuple):
+        return _text_field(fields, "content")
+    return "".join(map(_text_of_part, parts))
+
+
+def _text_of_part(part: object) -> str:
+    text = part.get("text") if isinstance(part, Mapping) and part.get("type") == "text" else None
+    if not isinstance(text, str):
+        raise DataError(
+            f'content has the part {part!r:.60}; a string was expected, or parts like {{"type": '
+            f'"text", "text": "..."}}'
+        )
+    return text
 
 
 def _tool_call(call: object) -> ToolCall:

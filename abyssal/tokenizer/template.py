@@ -2,16 +2,21 @@
 
 They say the same as ``chat.render``, which is what Abyssal itself uses: text put through a template
 and tokenized as a whole lets what a user types become control tokens; tokens joined by ``render``
-do not. Two layouts, V3 and R1, differ in little and share a template; V3.1 has its own.
+do not. Tools are declared by ``render`` alone, as the published templates leave them out, too. Two
+layouts, V3 and R1, differ in little and share a template; V3.1 has its own.
 
 The template published with the first V3 closes a single tool call never and several of them more
 than once, opens neither a second batch of calls nor one of outputs, and leaves outputs open before
 anything but text; R1's repeats most of that. Here every batch is opened once and closed once.
 """
 
+import json
+import re
+from pathlib import Path
 from typing import Literal, get_args
 
-from abyssal.errors import ConfigError
+from abyssal.errors import ConfigError, DataError
+from abyssal.tokenizer.control import ASSISTANT, END_THINK, USER
 
 Layout = Literal["v3", "r1", "v3.1"]
 
@@ -135,3 +140,43 @@ def check_layout(layout: str) -> None:
     """Raise ConfigError unless layout is one of ours."""
     if layout not in _TEMPLATES:
         raise ConfigError(f"layout={layout!r}; choose one of {', '.join(get_args(Layout))}")
+
+
+def layout_of(folder: str | Path) -> Layout:
+    """The layout of a model folder, told from the chat template that lies beside its tokenizer.
+
+    Our own templates are known by heart, the published ones by their marks: both R1 and V3.1 cut
+    the thought off earlier answers, and only V3.1 asks whether to think.
+
+    Raises:
+        DataError: the folder has no chat template, or one of another family.
+    """
+    template = _saved_template(Path(folder))
+    for layout, ours in _TEMPLATES.items():
+        if template.strip() == ours.strip():
+            return layout
+    if not all(mark in template for mark in (USER, ASSISTANT)):
+        raise DataError(
+            f"the chat template of {folder} has no {USER} or no {ASSISTANT}, so it is not of V3, "
+            f"R1 or V3.1; give --layout"
+        )
+    if END_THINK not in template:
+        return "v3"
+    return "v3.1" if re.search(r"\bthinking\b", template) else "r1"
+
+
+def _saved_template(folder: Path) -> str:
+    alone = folder / "chat_template.jinja"  # where newer versions of transformers put it
+    if alone.is_file():
+        return alone.read_text("utf-8")
+    path = folder / "tokenizer_config.json"
+    try:
+        config = json.loads(path.read_text("utf-8"))
+    except FileNotFoundError:
+        config = {}
+    except ValueError as error:
+        raise DataError(f"{path} is not JSON ({error}); mend it, or give --layout") from error
+    template = config.get("chat_template") if isinstance(config, dict) else None
+    if not isinstance(template, str):
+        raise DataError(f"{folder} has no chat template in tokenizer_config.json; give --layout")
+    return template

@@ -14,6 +14,7 @@ from abyssal.errors import ConfigError, DataError
 from abyssal.tokenizer.bpe import BOS, EOS, PAD, THINK, USER, Tokenizer
 from abyssal.tokenizer.chat import Message, ToolCall, chat_template, render
 from abyssal.tokenizer.control import CLOSING
+from abyssal.tokenizer.tools import Tool
 
 DATA = Path(__file__).parents[1] / "data"
 GOLDEN = json.loads((DATA / "golden.json").read_text("utf-8"))
@@ -211,6 +212,45 @@ class TestPrefix:
         first = Message("assistant", "b", prefix=True)
         with pytest.raises(DataError, match="not the last"):
             render([user("1"), first, user("2")], tiny)
+
+
+class TestTools:
+    """What the system text says about tools."""
+
+    @pytest.mark.parametrize("layout", LAYOUTS)
+    def test_they_stand_behind_the_system_text_and_change_nothing_else(self, tiny, layout):
+        messages = [Message("system", "1"), user("2"), assistant(None, "f"), result("3")]
+        without = text_of(messages, tiny, layout)
+        rendered = render(messages, tiny, layout, tools=[Tool("f"), Tool("g")])
+        before, after = without.split("[User]")
+        text = shown(rendered.tokens, tiny)
+        assert text.startswith(before + "\n\n## Tools\n\n### f\n")
+        assert text.endswith("[User]" + after)
+        assert rendered.trained.count(True) == render(messages, tiny, layout).trained.count(True)
+
+    def test_they_open_the_system_text_where_there_is_none(self, tiny):
+        rendered = render([user("1")], tiny, tools=[Tool("f")])
+        assert shown(rendered.tokens, tiny).startswith("[begin of sentence]## Tools\n\n### f\n")
+
+    @pytest.mark.parametrize("layout", LAYOUTS)
+    def test_the_call_they_show_is_the_one_render_writes(self, tiny, layout):
+        call = ToolCall("NAME", "ARGUMENTS")
+        for count in (1, 2):
+            asked = Message("assistant", None, tool_calls=(call,) * count)
+            written = text_of([user("1"), asked], tiny, layout, add_generation_prompt=False)
+            written = written[written.index("[tool calls") : written.index("[end of")]
+            declared = shown(render([user("1")], tiny, layout, tools=[Tool("f")]).tokens, tiny)
+            assert declared.count(written) == 1
+
+    @pytest.mark.parametrize("layout", LAYOUTS)
+    def test_no_description_puts_a_control_token_into_the_prompt(self, tiny, layout):
+        marks = "".join([BOS, EOS, PAD, *CLOSING])
+        hostile = Tool("f", marks, {"type": "object", "title": marks})
+        expected = render([user("1")], tiny, layout, tools=[Tool("f")]).tokens
+        found = render([user("1")], tiny, layout, tools=[hostile]).tokens
+        assert [t for t in found if t in tiny.control_ids] == [
+            t for t in expected if t in tiny.control_ids
+        ]
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)

@@ -30,6 +30,18 @@ def test_the_json_of_a_client_is_understood():
     assert Message.from_dict(fields) == Message("assistant", None, "hm", (call,))
 
 
+@given(texts=st.lists(st.text(), max_size=4))
+def test_text_parts_are_the_text_they_add_up_to(texts):
+    parts = [{"type": "text", "text": text} for text in texts]
+    fields = {"role": "user", "content": parts, "name": "Ada"}
+    assert Message.from_dict(fields) == Message("user", "".join(texts))
+
+
+def test_a_developer_speaks_as_the_system():
+    fields = {"role": "developer", "content": "Be brief."}
+    assert Message.from_dict(fields) == Message("system", "Be brief.")
+
+
 @pytest.mark.parametrize(
     ("fields", "complaint"),
     [
@@ -40,6 +52,9 @@ def test_the_json_of_a_client_is_understood():
         ({"role": "user"}, "no content"),
         ({"role": "user", "content": 5}, "content=5"),
         ({"role": "user", "content": ["hello"]}, "a string was expected"),
+        ({"role": "user", "content": [{"type": "image_url", "text": "a"}]}, "image_url"),
+        ({"role": "user", "content": [{"type": "text", "text": None}]}, "a string was expected"),
+        ({"role": "developer"}, "a system message has no content"),
         ({"role": "assistant", "content": None, "tool_calls": []}, "no content"),
         ({"role": "user", "content": "", "prefix": True}, "prefix"),
         ({"role": "user", "content": "", "reasoning_content": ""}, "reasoning"),
