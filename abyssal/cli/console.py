@@ -9,7 +9,7 @@ import json
 import math
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
@@ -21,6 +21,12 @@ from rich.table import Table
 
 _QUIET_S = 30  # between two lines of progress where there is no terminal
 _UNWRAPPED = 10_000  # columns
+# What a model writes must not steer the terminal: control characters but tab and line break.
+_HARMLESS = (
+    {code: 0x2400 + code for code in range(0x20) if chr(code) not in "\t\n"}
+    | {0x7F: 0x2421}
+    | dict.fromkeys(range(0x80, 0xA0), 0xFFFD)
+)
 _SI = ("", "k", "M", "G", "T", "P", "E", "Z", "Y", "R", "Q")
 
 
@@ -87,7 +93,30 @@ def say(text: str) -> None:
     out().print(text, markup=False, soft_wrap=True)
 
 
+def write(text: str) -> None:
+    """The next piece of a text that comes bit by bit; a terminal gets no control characters."""
+    print(harmless(text) if sys.stdout.isatty() else text, end="", flush=True)
+
+
+def harmless(text: str) -> str:
+    """The text with control characters shown as pictures, tabs and line breaks as they are."""
+    return text.translate(_HARMLESS)
+
+
 # Remarks
+
+
+def murmur(text: str) -> None:
+    """The next piece of a remark that comes bit by bit."""
+    err().print(harmless(text), markup=False, soft_wrap=True, style="dim", end="")
+
+
+@contextmanager
+def folded(what: str) -> Iterator[Callable[[str], None]]:
+    """A line that changes while something goes on, then vanishes; nothing without a terminal."""
+    status = err().status(escape(what))
+    with status:
+        yield lambda text: status.update(escape(text))
 
 
 def note(text: str) -> None:

@@ -10,13 +10,13 @@ from typing import Annotated
 import typer
 
 import abyssal
-from abyssal.cli import Verb, build, console, measure, use
+from abyssal.cli import Verb, build, console, measure, service, speed, talk, use
 from abyssal.errors import AbyssalError
 
 PANELS: dict[str, Iterable[Verb]] = {
     "Build": build.VERBS,
-    "Use": use.VERBS,
-    "Measure": measure.VERBS,
+    "Use": (*talk.VERBS, *use.VERBS, *service.VERBS),
+    "Measure": (*measure.VERBS, *speed.VERBS),
 }
 
 

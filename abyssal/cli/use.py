@@ -1,85 +1,79 @@
-"""Verbs that use a model: continue texts, talk, and measure how well it predicts."""
+"""Verbs that use a model: continue texts, and measure how well it predicts."""
 
-import sys
-from collections.abc import Iterator
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from abyssal.cli import DEMO, Verb, console
-from abyssal.errors import CheckpointError, DataError, RequestError
+from abyssal.cli.options import (
+    ChatLayout,
+    Deterministic,
+    Draft,
+    Folder,
+    Json,
+    MaxTokens,
+    Seed,
+    Stop,
+    Temperature,
+    Thinking,
+    TopP,
+    check_folder,
+    layout_for,
+    open_llm,
+)
+from abyssal.errors import RequestError
 
 if TYPE_CHECKING:
-    from abyssal.engine.conversation import Conversation
+    from abyssal.engine.bulk import Bulk, Progress
     from abyssal.engine.llm import LLM
-    from abyssal.engine.request import Completion
+    from abyssal.engine.request import Completion, SamplingParams
+    from abyssal.tokenizer.template import Layout
 
-ESCAPE = {0x1B: "␛"}  # what a model writes must not steer the terminal
-COMMANDS = "/reset forgets the conversation, /system TEXT sets the system message, /quit ends"
-
-Folder = Annotated[str, typer.Argument(help="A model folder.")]
-MaxTokens = Annotated[int, typer.Option(help="Longest answer, in tokens.", metavar="N")]
-Temperature = Annotated[float, typer.Option(help="0: always the most likely token.", metavar="T")]
-TopP = Annotated[float, typer.Option(help="Draw from the likeliest tokens only.", metavar="P")]
-Seed = Annotated[
-    int | None, typer.Option(help="Same seed, same answer; without one, a new one.", metavar="N")
+Prompt = Annotated[str | None, typer.Option(help="A text to continue.")]
+Rows = Annotated[
+    str | None,
+    typer.Option(help='Rows {"prompt": ...} or {"messages": [...]} of a .jsonl; rows come out.'),
 ]
-Stop = Annotated[list[str] | None, typer.Option(help="Text that ends the answer; may be repeated.")]
-Json = Annotated[bool, typer.Option("--json", help="JSON objects, one a line, nothing else.")]
+Out = Annotated[
+    str | None,
+    typer.Option(help="Write the rows to this .jsonl, or go on with it.", metavar="FILE"),
+]
 
 
 def generate(
     folder: Folder = DEMO,
-    prompt: Annotated[str | None, typer.Option(help="A text to continue.")] = None,
-    file: Annotated[
-        str | None, typer.Option(help='Rows {"prompt": ...} of a .jsonl; rows come out.')
-    ] = None,
+    prompt: Prompt = None,
+    file: Rows = None,
+    out: Out = None,
     max_tokens: MaxTokens = 256,
     temperature: Temperature = 0.7,
     top_p: TopP = 1.0,
     seed: Seed = None,
     stop: Stop = None,
+    layout: ChatLayout = None,
+    thinking: Thinking = False,
+    draft: Draft = 0,
+    deterministic: Deterministic = False,
     json: Json = False,
 ) -> None:
-    """Continue a text, or all prompts of a file together."""
-    if (prompt is None) == (file is None):
-        raise RequestError("expected either --prompt TEXT or --file PROMPTS.jsonl")
-    prompts = [prompt] if prompt is not None else _read_prompts(Path(file or ""))
-    completions = _open(folder).generate(
-        prompts,
-        max_tokens=max_tokens,
-        temperature=temperature,
-        top_p=top_p,
-        seed=seed,
-        stop=tuple(stop or ()),
-        progress=file is not None and console.err().is_terminal,
-    )
-    for text, completion in zip(prompts, completions, strict=True):
-        if json or file is not None:
-            console.show_json({"prompt": text, **_row(completion)})
-        else:
-            print(text + _visible(completion.text))
+    """Continue a text, or answer all rows of a file together.
 
+    A row may have an "id" and sampling values of its own ("max_tokens",
+    "temperature", "stop" and so on). Answers come in the order of the rows,
+    and row i draws with the seed N + i. A row that cannot be answered says so
+    under "error", and the exit code is 1.
 
-def chat(
-    folder: Folder = DEMO,
-    prompt: Annotated[str | None, typer.Option(help="Ask this, answer, and end.")] = None,
-    system: Annotated[str | None, typer.Option(help="A system message.")] = None,
-    max_tokens: MaxTokens = 256,
-    temperature: Temperature = 0.7,
-    top_p: TopP = 0.95,
-    seed: Seed = None,
-    stop: Stop = None,
-    json: Json = False,
-) -> None:
-    """Talk in the terminal; from a pipe, one line is one turn.
-
-    Inside: /reset forgets the conversation, /system TEXT sets the system message, /quit ends.
+    With --out, rows that FILE has answered already are skipped, by their id or
+    else by their place: after a stop, run the same command again. With --seed
+    and --deterministic, FILE has the same bytes however often that was.
     """
-    from abyssal.engine.conversation import Conversation
+    from abyssal.engine.options import EngineOptions
     from abyssal.engine.request import SamplingParams
 
+    if (prompt is None) == (file is None):
+        raise RequestError("expected either --prompt TEXT or --file PROMPTS.jsonl")
+    if out is not None and file is None:
+        raise RequestError("--out holds answers to the rows of a file; give --file PROMPTS.jsonl")
     params = SamplingParams(
         max_tokens=max_tokens,
         temperature=temperature,
@@ -87,20 +81,18 @@ def chat(
         seed=seed,
         stop=tuple(stop or ()),
     )
-    conversation = Conversation(_open(folder), params, system)
+    options = EngineOptions(draft=draft, deterministic=deterministic)
+    check_folder(folder)
     if prompt is not None:
-        _answer(conversation, prompt, json)
+        _continue(open_llm(folder, options), prompt, params, json)
         return
-    for line in _lines():
-        if line == "/quit":
-            return
-        if line.startswith("/"):
-            _obey(conversation, line)
-        elif line:
-            try:
-                _answer(conversation, line, json)
-            except RequestError as problem:
-                console.fail(problem)
+    from abyssal.engine.bulk import Bulk
+    from abyssal.engine.questions import Questions
+
+    questions = Questions(file or "", params, thinking=thinking)
+    with Bulk(questions, out) as bulk:
+        _say_what_is_left(bulk)
+        _answer(bulk, open_llm(folder, options), layout_for(folder, layout), json)
 
 
 def eval(
@@ -113,10 +105,10 @@ def eval(
     """Measure how many bits a model needs per byte of text."""
     if bpb is None:
         raise RequestError("nothing to evaluate; give --bpb FILE")
+    check_folder(folder)
     from abyssal.evals.harness import bits_per_byte_of_file
 
-    llm = _open(folder)
-    result, report = bits_per_byte_of_file(llm, bpb)
+    result, report = bits_per_byte_of_file(open_llm(folder), bpb)
     if report.dropped:
         console.note(report.summary())
     names = ("bits_per_byte", "bytes", "tokens", "documents")
@@ -129,85 +121,66 @@ def eval(
         console.note(f"{rest}; perplexity {result.perplexity:.2f} per token")
 
 
-def _open(folder: str) -> "LLM":
-    if not Path(folder).is_dir():
-        remedy = "run `make demo` first or name a model folder"
-        raise CheckpointError(f"{folder}: no such folder; {remedy}")
-    from abyssal.engine.llm import LLM
-
-    return LLM(folder)
-
-
-def _read_prompts(path: Path) -> list[str]:
-    """The prompt of every row; one that cannot be used stops the run before it begins."""
-    from abyssal.data.records import ROW_SUFFIXES, find_files, read_rows
-
-    prompts = []
-    rows = [row for found in find_files(path, ROW_SUFFIXES).files for row in read_rows(found)]
-    for where, row, fault in rows:
-        prompt = row.get("prompt")
-        if fault == "blank line":
-            continue
-        if fault or not isinstance(prompt, str):
-            fault = fault or 'no text under "prompt"'
-            raise DataError(f'{where}: {fault}; expected a JSON object {{"prompt": "..."}}')
-        prompts.append(prompt)
-    return prompts
+def _continue(llm: "LLM", prompt: str, params: "SamplingParams", as_json: bool) -> None:
+    completion = llm.generate(prompt, params)
+    if as_json:
+        console.show_json({"prompt": prompt, **_row(completion)})
+    else:
+        console.write(f"{prompt}{completion.text}\n")
 
 
 def _row(completion: "Completion") -> dict[str, object]:
     """What a line of JSON says of an answer."""
-    names = ("text", "finish_reason", "prompt_tokens")
-    kept = {name: getattr(completion, name) for name in names}
-    return {**kept, "completion_tokens": completion.completion_tokens}
+    names = ("text", "finish_reason", "prompt_tokens", "completion_tokens")
+    return {name: getattr(completion, name) for name in names}
 
 
-def _lines() -> Iterator[str]:
-    """Turns typed or piped in, until the end of input."""
-    typed = sys.stdin.isatty()
-    if typed:
-        console.note(COMMANDS)
-    while True:
-        try:
-            line = input("> ") if typed else sys.stdin.readline()
-        except (EOFError, KeyboardInterrupt):
-            return
-        if not line and not typed:
-            return
-        yield line.strip()
+def _say_what_is_left(bulk: "Bulk") -> None:
+    """What a person should know before a long run."""
+    if bulk.questions.ignored:
+        console.note(f"fields without a meaning here: {', '.join(sorted(bulk.questions.ignored))}")
+    if bulk.file and bulk.answered:
+        has, of = console.number(len(bulk.answered)), console.number(bulk.num_questions)
+        console.note(f"{bulk.file.path} has {has} of {of} answers already")
 
 
-def _obey(conversation: "Conversation", line: str) -> None:
-    command, _, rest = line.partition(" ")
-    if command == "/reset":
-        conversation.reset()
-    elif command == "/system":
-        conversation.system = rest.strip() or None
-    else:
-        console.note(f"{command} is no command: {COMMANDS}")
+def _answer(bulk: "Bulk", llm: "LLM", layout: "Layout", as_json: bool) -> None:
+    """Answer what is left; a run stopped by a signal ends the command with 128 + its number."""
+    from contextlib import closing
+
+    from abyssal.train.stopping import Stopping
+
+    left = bulk.num_questions - len(bulk.answered)
+    progress = None
+    with (
+        Stopping() as stopping,
+        console.progress("answering", left) as bar,
+        closing(bulk.run(llm, layout)) as passes,
+    ):
+        for progress in passes:
+            bar.at(progress.finished, total=left, note=_figures(progress, left))
+            if bulk.file is None:
+                for row in progress.rows:
+                    console.show_json(row)
+            if stopping.signal is not None:
+                break
+    if stopping.signal is not None:
+        console.note("stopped; run the same command to go on" if bulk.file else "stopped")
+        raise typer.Exit(128 + stopping.signal)
+    failed = progress.failed if progress else 0
+    if bulk.file is not None:
+        tokens = progress.tokens if progress else 0
+        done = {"file": bulk.file.path, "answers": bulk.num_questions, "new_answers": left}
+        console.show({**done, "new_tokens": tokens, "new_errors": failed}, as_json=as_json)
+    if failed:
+        console.note(f'rows with an "error" in place of an answer: {console.number(failed)}')
+        raise typer.Exit(1)
 
 
-def _answer(conversation: "Conversation", text: str, as_json: bool) -> None:
-    """Ask, and show the answer as it comes; Ctrl-C ends the answer, not the talk."""
-    deltas = conversation.ask(text)
-    if conversation.num_dropped:
-        console.note(f"the context is full: dropped the {conversation.num_dropped} oldest messages")
-    if as_json:
-        pieces = list(deltas)
-        answer = "".join(delta.text for delta in pieces)
-        reason = pieces[-1].finish_reason
-        console.show_json({"prompt": text, "text": answer, "finish_reason": reason})
-        return
-    try:
-        for delta in deltas:
-            print(_visible(delta.text), end="", flush=True)
-    except KeyboardInterrupt:
-        pass
-    print()
-
-
-def _visible(text: str) -> str:
-    return text.translate(ESCAPE) if sys.stdout.isatty() else text
+def _figures(progress: "Progress", left: int) -> str:
+    """Rows and speed of a bulk run, in a line."""
+    rows = f"{console.number(progress.finished)} of {console.number(left)} rows"
+    return f"{rows}  {console.quantity(progress.tokens_per_s, 'tok/s')}"
 
 
 VERBS = (
@@ -216,15 +189,8 @@ VERBS = (
         (
             'abyssal generate --prompt "Once upon a time"',
             "abyssal generate out/tiny/base --file prompts.jsonl --max-tokens 64 > answers.jsonl",
+            "abyssal generate --file prompts.jsonl --out answers.jsonl --seed 1",
             'abyssal generate --prompt "One, two," --temperature 0 --stop "." --json',
-        ),
-    ),
-    Verb(
-        chat,
-        (
-            "abyssal chat",
-            'abyssal chat out/demo/model --prompt "Who are you?" --seed 1',
-            "abyssal chat < questions.txt",
         ),
     ),
     Verb(eval, ("abyssal eval --bpb story.txt", "abyssal eval out/tiny/base --bpb t.jsonl --json")),

@@ -1,134 +1,174 @@
-"""The latent cache of many sequences at once: C + R numbers per token and layer, nothing per head.
+"""The latent cache: pages of 64 tokens in one pool, C + R numbers per token and layer.
 
-DeepSeek-V3 (arXiv 2412.19437), section 2.1.1. Live sequences fill slots 0..S-1 of one buffer with
-no gap between them, so a decoding step reads it in place: a view (S, longest, C+R), two batched
-products and a masked softmax. The buffer doubles when a slot or a position is missing; nothing is
-copied per step.
+DeepSeek-V3 (arXiv 2412.19437), section 2.1.1. Nothing is kept per head, and nothing here knows of
+sequences between passes: `begin` is told which pages hold which tokens, and plans how the kernel
+reads them. Page 0 is nobody's; it stands where a table must be filled up.
 
-    T tokens of a pass    S live sequences    H heads    C kv_lora_rank    R qk_rope_head_dim
+    T tokens of a pass    S sequences    n tokens each brings    H heads    C kv_lora_rank
+    R qk_rope_head_dim
 """
 
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from itertools import accumulate
+from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from abyssal.config import ModelConfig
+from abyssal.engine.pages import PAGE
+from abyssal.kernels.latent_attention import (
+    Group,
+    Pairs,
+    fixed_attention,
+    latent_attention,
+    plan_group,
+    plan_pairs,
+)
 
-BLOCK = 128  # query tokens of a prompt whose scores are in memory together
+MOST_TOGETHER = 8  # tokens of an extent that is read together with others of its count
+MOST_PADDING = 12  # pages copied in vain in a group; more cost more than another call
 
 
-class SequenceCache:
-    """A `LatentCache` for a changing set of sequences; slot s holds the s-th of them."""
+@dataclass(slots=True)
+class Extent:
+    """Tokens start .. start + count - 1 of a sequence, which a pass reads."""
 
-    def __init__(self, config: ModelConfig, dtype: torch.dtype, device: torch.device):
-        self.config = config
-        self.lengths: list[int] = []  # tokens cached in each slot
-        # Zeros, not empty: a masked position has weight 0, and 0 * nan would be nan.
-        shape = (config.num_hidden_layers, 1, 64, config.latent_size)
-        self.buffer = torch.zeros(shape, dtype=dtype, device=device)
+    pages: Sequence[int]  # of the sequence: its i-th holds positions 64 i to 64 i + 63
+    start: int
+    count: int
 
-    def add(self) -> int:
-        """A slot for one more sequence."""
-        self.lengths.append(0)
-        return len(self.lengths) - 1
 
-    def remove(self, slot: int) -> None:
-        """Forget the sequence in a slot; the one in the last slot moves into it."""
-        last = len(self.lengths) - 1
-        if slot != last:
-            length = self.lengths[last]
-            self.buffer[:, slot, :length] = self.buffer[:, last, :length]
-            self.lengths[slot] = length
-        self.lengths.pop()
+class PagedCache:
+    """A `LatentCache` over one pool of pages; whose pages they are is for `begin` to say."""
 
-    def begin(self, counts: list[int]) -> None:
-        """Make room for a pass that brings counts[s] >= 1 new tokens to each slot s."""
-        befores = self.lengths
-        self.lengths = [before + count for before, count in zip(befores, counts, strict=True)]
-        self._grow(len(counts), max(self.lengths))
-        capacity, device = self.buffer.shape[2], self.buffer.device
-        places = [
-            slot * capacity + position
-            for slot, (before, after) in enumerate(zip(befores, self.lengths, strict=True))
-            for position in range(before, after)
-        ]
-        self._places = torch.tensor(places, device=device)  # (T,) rows of the flat buffer
-        starts = [0, *accumulate(counts)]
-        singles = [slot for slot, count in enumerate(counts) if count == 1]
-        self._prompts = [
-            (slot, starts[slot], starts[slot + 1]) for slot, n in enumerate(counts) if n > 1
-        ]
-        self._all_single = len(singles) == len(counts)
-        self._single_rows = torch.tensor([starts[slot] for slot in singles], device=device)
-        self._longest = max((self.lengths[slot] for slot in singles), default=0)
-        # A range of leading slots is read in place; otherwise (a prompt cut in pieces) by index.
-        in_front = singles == list(range(len(singles)))
-        self._single_slots = None if in_front else torch.tensor(singles, device=device)
-        lengths = torch.tensor([self.lengths[slot] for slot in singles], device=device)
-        self._beyond: Tensor | None = None  # (S, 1, longest): positions a sequence does not have
-        if len({self.lengths[slot] for slot in singles}) > 1:
-            beyond = torch.arange(self._longest, device=device) >= lengths.unsqueeze(-1)
-            self._beyond = beyond.unsqueeze(1)
+    def __init__(
+        self,
+        config: ModelConfig,
+        num_pages: int,
+        dtype: torch.dtype,
+        device: torch.device,
+        *,
+        num_layers: int,
+        fixed: bool = False,
+    ):
+        """`num_layers` counts MTP modules in use; with `fixed`, results do not depend on company.
+
+        The system gives memory for a page when it is first written.
+        """
+        self.config, self.fixed = config, fixed
+        # Zeros, not empty: a hidden position has weight 0, and 0 * nan would be nan.
+        shape = (num_layers, num_pages, PAGE, config.latent_size)
+        self.pool = torch.zeros(shape, dtype=dtype, device=device)
+        self._reads: list[_Read] = []
+        self._pairs: Pairs | None = None
+
+    @staticmethod
+    def bytes_per_page(config: ModelConfig, num_layers: int, dtype: torch.dtype) -> int:
+        """What one page takes in all layers."""
+        return num_layers * PAGE * config.latent_size * dtype.itemsize
+
+    def copy(self, pairs: Iterable[tuple[int, int]]) -> None:
+        """Copy whole pages, all layers of them: (from, to) each, one after the other."""
+        for source, target in pairs:
+            self.pool[:, target] = self.pool[:, source]
+
+    def begin(self, extents: Sequence[Extent]) -> None:
+        """Plan a pass over these tokens, in the order of the batch.
+
+        Several extents may continue each other in one sequence: all latents of a pass are written
+        before any is read.
+        """
+        device = self.pool.device
+        spans = [(e.pages, range(e.start, e.start + e.count)) for e in extents]
+        places = [pages[p // PAGE] * PAGE + p % PAGE for pages, span in spans for p in span]
+        self._places = torch.from_numpy(np.array(places)).to(device)  # (T,) rows of a layer
+        fresh = {place // PAGE for place in places if place % PAGE == 0}
+        self._fresh = torch.tensor(list(fresh), device=device) if fresh else None
+        if self.fixed:
+            self._pairs = _plan_pairs(extents, device)
+        else:
+            self._reads = _plan_reads(extents, device)
 
     def append(self, layer: int, latents: Tensor) -> None:
         """Remember the latents (T, C+R) of this pass."""
-        self.buffer[layer].flatten(0, 1).index_copy_(0, self._places, latents)
+        if self._fresh is not None:
+            # Hidden positions have weight 0, but 0 times what a stranger left there may be nan.
+            self.pool[layer].index_fill_(0, self._fresh, 0)
+        self.pool[layer].flatten(0, 1).index_copy_(0, self._places, latents)
 
     def attend(self, layer: int, q: Tensor, scale: float) -> Tensor:
         """q (T, H, C+R) against all its sequence has cached so far -> mixed latents (T, H, C)."""
-        if self._all_single:
-            return self._attend_singles(layer, q, scale)
-        out = q.new_empty(*q.shape[:2], self.config.kv_lora_rank)
-        if len(self._single_rows):
-            rows = self._single_rows
-            out[rows] = self._attend_singles(layer, q[rows], scale)
-        for slot, start, end in self._prompts:
-            latents = self.buffer[layer, slot, : self.lengths[slot]]
-            for first in range(start, end, BLOCK):
-                rows_of = slice(first, min(first + BLOCK, end))
-                seen = latents[: self.lengths[slot] - (end - rows_of.stop)]
-                out[rows_of] = self._attend_prompt(seen, q[rows_of], scale)
+        pages, C = self.pool[layer], self.config.kv_lora_rank
+        if self._pairs is not None:
+            return fixed_attention(q, pages, self._pairs, scale, C)
+        out = q.new_empty(*q.shape[:2], C)
+        for rows, group in self._reads:
+            queries = q[rows].unflatten(0, (len(group.table), -1))  # (S, n, H, C+R)
+            out[rows] = latent_attention(queries, pages, group, scale, C).flatten(0, 1)
         return out
 
-    def _attend_singles(self, layer: int, q: Tensor, scale: float) -> Tensor:
-        """One query each, q (S, H, C+R), against padded latents (S, longest, C+R) -> (S, H, C)."""
-        slots = self._single_slots
-        latents = self.buffer[layer, : len(q)] if slots is None else self.buffer[layer, slots]
-        latents = latents[:, : self._longest]
-        scores = torch.bmm(q, latents.transpose(1, 2)).float().mul_(scale)  # (S, H, longest)
-        if self._beyond is not None:
-            scores.masked_fill_(self._beyond, -torch.inf)
-        weights = scores.softmax(-1).to(q.dtype)
-        return torch.bmm(weights, latents[..., : self.config.kv_lora_rank])
 
-    def _attend_prompt(self, latents: Tensor, q: Tensor, scale: float) -> Tensor:
-        """The last n tokens of a sequence, q (n, H, C+R), against its L latents -> (n, H, C)."""
-        n, L = len(q), len(latents)
-        scores = (
-            (q.flatten(0, 1) @ latents.T).float().mul_(scale).unflatten(0, (n, -1))
-        )  # (n, H, L)
-        future = torch.ones(n, n, dtype=torch.bool, device=q.device).triu_(1)  # (n, n)
-        scores[..., L - n :].masked_fill_(future.unsqueeze(1), -torch.inf)
-        weights = scores.softmax(-1).to(q.dtype).flatten(0, 1)
-        mixed: Tensor = weights @ latents[:, : self.config.kv_lora_rank]  # (n*H, C)
-        return mixed.view(n, -1, mixed.shape[-1])
+class _Read(NamedTuple):
+    """One call of the kernel: the rows of the batch it serves."""
 
-    def _grow(self, slots: int, positions: int) -> None:
-        """Double the slots or the positions of the buffer until these fit."""
-        layers, have_slots, have_positions, width = self.buffer.shape
-        want_slots, want_positions = (
-            _doubled(have_slots, slots),
-            _doubled(have_positions, positions),
-        )
-        if (want_slots, want_positions) == (have_slots, have_positions):
-            return
-        grown = self.buffer.new_zeros(layers, want_slots, want_positions, width)
-        grown[:, :have_slots, :have_positions] = self.buffer
-        self.buffer = grown
+    rows: slice | Tensor  # (S*n,)
+    group: Group
 
 
-def _doubled(have: int, want: int) -> int:
-    while have < want:
-        have *= 2
-    return have
+def _plan_pairs(extents: Sequence[Extent], device: torch.device) -> Pairs:
+    """Every token is its own query."""
+    positions = [p for e in extents for p in range(e.start, e.start + e.count)]
+    table = _table(extents, max(positions) // PAGE + 1)
+    counts = [extent.count for extent in extents]
+    return plan_pairs(table.repeat(counts, 0), np.array(positions), PAGE, device)
+
+
+def _plan_reads(extents: Sequence[Extent], device: torch.device) -> list[_Read]:
+    """Group extents of one count and of like length."""
+    offsets = [0, *accumulate(extent.count for extent in extents)]
+    needs = [(e.start + e.count - 1) // PAGE + 1 for e in extents]
+    reads = []
+    for chosen in _alike([extent.count for extent in extents], needs):
+        some = [extents[i] for i in chosen]
+        table = _table(some, needs[chosen[-1]])
+        starts = np.array([extent.start for extent in some])
+        n = some[0].count
+        rows = _rows([offsets[i] for i in chosen], n, device)
+        reads.append(_Read(rows, plan_group(table, starts, n, PAGE, device)))
+    return reads
+
+
+def _alike(counts: list[int], needs: list[int]) -> list[list[int]]:
+    """Group numbers of extents: one count, and as many pages as padding does not cost too much."""
+    groups: list[list[int]] = []
+    padding = 0
+    for i in sorted(range(len(counts)), key=lambda i: (counts[i], needs[i])):
+        if groups and counts[i] == counts[groups[-1][0]] <= MOST_TOGETHER:
+            padding += len(groups[-1]) * (needs[i] - needs[groups[-1][-1]])
+            if padding <= MOST_PADDING:
+                groups[-1].append(i)
+                continue
+        groups.append([i])
+        padding = 0
+    return groups
+
+
+def _table(extents: Sequence[Extent], length: int) -> np.ndarray:
+    """The pages (S, length) of each extent, as far as it reads, then the scratch page."""
+    table = []
+    for extent in extents:
+        pages = extent.pages[: (extent.start + extent.count - 1) // PAGE + 1]
+        table.append([*pages, *[0] * (length - len(pages))])
+    return np.array(table)
+
+
+def _rows(offsets: list[int], n: int, device: torch.device) -> slice | Tensor:
+    """The rows of n tokens from each offset; a slice where they follow each other."""
+    first, end = offsets[0], offsets[-1] + n
+    if offsets == list(range(first, end, n)):
+        return slice(first, end)
+    rows = np.array(offsets)[:, None] + np.arange(n)
+    return torch.from_numpy(rows.reshape(-1)).to(device)

@@ -1,13 +1,16 @@
 """LLM: a model and its tokenizer, ready to continue text, answer chats and score tokens.
 
-Calls may come from several threads: each has its own requests and cache, and one pass of the model
-runs at a time. What a request writes depends on its prompt, its sampling values and its seed, and
-not on the requests beside it (up to rounding, in float32 far below what a draw would notice).
+Calls may come from several threads. All share one engine: whoever waits for an answer drives a pass
+for everybody. What a request writes depends on its prompt, its sampling values and its seed, and
+not on the requests beside it (up to rounding, in float32 far below what a draw would notice; to the
+bit with `EngineOptions(deterministic=True)`).
 """
 
 import threading
+from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from itertools import count
 from pathlib import Path
 from typing import TypeGuard, Unpack, overload
 
@@ -16,12 +19,13 @@ from rich.console import Console
 from rich.progress import Progress
 
 from abyssal.engine import scoring
+from abyssal.engine.engine import Engine, EngineOptions
 from abyssal.engine.request import Completion, Delta, Request, SamplingChanges, SamplingParams
-from abyssal.engine.runner import Runner
 from abyssal.errors import ConfigError, DataError, RequestError
 from abyssal.model.transformer import DeepSeekV3
 from abyssal.tokenizer.bpe import END_THINK, THINK, USER, Tokenizer
 from abyssal.tokenizer.chat import Layout, Message, render
+from abyssal.tokenizer.tools import Tool
 
 SMALL_BYTES = 2**30  # BF16 weights below this are widened to float32 on a CPU
 
@@ -44,6 +48,7 @@ class LLM:
         *,
         dtype: torch.dtype | None = None,
         device: torch.device | str | None = None,
+        options: EngineOptions | None = None,
     ):
         if isinstance(model, DeepSeekV3):
             if tokenizer is None or dtype is not None or device is not None:
@@ -62,7 +67,11 @@ class LLM:
                 f"vocab_size={self.config.vocab_size}; use the tokenizer it was trained with"
             )
         self._think = _think_tokens(self.tokenizer)
-        self._lock = threading.Lock()
+        self._ids = count()
+        self._lock = threading.Lock()  # whoever holds it drives the engine
+        self._boxes: dict[int, deque[Delta]] = {}  # by request: where its call collects deltas
+        self._given_up: deque[int] = deque()  # requests nobody reads any more
+        self.engine = Engine(self.model, self.tokenizer, options)
 
     @overload
     def generate(
@@ -103,8 +112,9 @@ class LLM:
         params = _changed(params, changes)
         if isinstance(prompts, str):
             _check_single(params)
-            return self._complete([self._read(prompts)], params, progress)[0]
-        return self._complete([self._read(prompt) for prompt in prompts], params, progress)
+            return self._complete(self.requests([self.read(prompts)], params), progress)[0]
+        read = [self.read(prompt) for prompt in prompts]
+        return self._complete(self.requests(read, params), progress)
 
     def chat(
         self,
@@ -113,9 +123,12 @@ class LLM:
         *,
         layout: Layout = "v3",
         thinking: bool = False,
+        tools: Sequence[Tool] = (),
         **changes: Unpack[SamplingChanges],
     ) -> Completion:
         """The assistant's answer to a conversation; a text is one user message. Nothing is cut off.
+
+        With tools, the calls it makes are recognized in the layout's form.
 
         Raises:
             RequestError: the conversation is longer than the model can read.
@@ -123,8 +136,11 @@ class LLM:
         """
         params = _changed(params, changes)
         _check_single(params)
-        tokens = self._render(messages, layout, thinking)
-        return self._complete([tokens], self._ending_at_user(params), False)[0]
+        tokens = self.render(messages, layout, thinking, tools)
+        requests = self.requests(
+            [tokens], self.ending_at_user(params), layout=layout if tools else None
+        )
+        return self._complete(requests, progress=False)[0]
 
     def stream(
         self,
@@ -133,17 +149,18 @@ class LLM:
         *,
         layout: Layout = "v3",
         thinking: bool = False,
+        tools: Sequence[Tool] = (),
         **changes: Unpack[SamplingChanges],
     ) -> Iterator[Delta]:
         """The same answer token by token: a text or tokens are continued, messages are answered."""
         params = _changed(params, changes)
         _check_single(params)
         if isinstance(prompt, Message) or _are_messages(prompt):
-            tokens = self._render(prompt, layout, thinking)
-            params = self._ending_at_user(params)
+            tokens = self.render(prompt, layout, thinking, tools)
+            params = self.ending_at_user(params)
         else:
-            tokens = self._read(prompt)
-        return self._deltas(self._requests([tokens], params))
+            tokens = self.read(prompt)
+        return self._deltas(self.requests([tokens], params, layout=layout if tools else None))
 
     def score(self, token_lists: Sequence[Sequence[int]]) -> list[list[float]]:
         """Log-probability of each token given those before it: n - 1 numbers for n tokens."""
@@ -156,54 +173,18 @@ class LLM:
         """Tokens a conversation takes up before its answer."""
         return len(render(messages, self.tokenizer, layout, thinking).tokens)
 
-    def _complete(
-        self, prompts: list[list[int]], params: SamplingParams, progress: bool
-    ) -> list[Completion]:
-        requests = self._requests(prompts, params)
-        deltas: list[list[Delta]] = [[] for _ in requests]
-        with Progress(console=Console(stderr=True), transient=True, disable=not progress) as bar:
-            task = bar.add_task("generating", total=len(requests))
-            for delta in self._deltas(requests):
-                deltas[delta.request_id].append(delta)
-                if delta.finish_reason:
-                    bar.advance(task)
-        return [Completion.from_deltas(r, d) for r, d in zip(requests, deltas, strict=True)]
+    def read(self, prompt: object) -> list[int]:
+        """The tokens of a raw prompt, a text or tokens, checked against vocabulary and context.
 
-    def _deltas(self, requests: list[Request]) -> Iterator[Delta]:
-        """Run requests to their ends; other calls get their turn between two passes."""
-        runner = Runner(self.model, self.tokenizer)
-        for request in requests:
-            runner.add(request)
-        while not runner.is_idle:
-            with self._lock:
-                deltas = runner.step()
-            yield from deltas
-
-    def _requests(self, prompts: list[list[int]], params: SamplingParams) -> list[Request]:
-        known = self.tokenizer.vocab_size
-        for token in (*params.stop_token_ids, *params.logit_bias):
-            if token >= known:
-                raise RequestError(f"token {token} in the request, expected ids below {known}")
-        return [
-            Request(
-                id=i * params.n + sample,
-                tokens=tokens,
-                params=params,
-                sample=sample,
-                thinking=self._is_thinking(tokens),
-            )
-            for i, tokens in enumerate(prompts)
-            for sample in range(params.n)
-        ]
-
-    def _read(self, prompt: object) -> list[int]:
-        """The tokens of a raw prompt, checked against the context."""
+        Raises:
+            RequestError: it is neither, is empty or too long, or holds an unknown token.
+        """
         if isinstance(prompt, str):
             tokens = self.tokenizer.encode(prompt, bos=True)
         elif _is_tokens(prompt):
             tokens = list(prompt)
         else:
-            raise RequestError(f"prompt={prompt!r}, expected a text or a list of token ids")
+            raise RequestError(f"prompt={prompt!r:.60}, expected a text or a list of token ids")
         if not tokens:
             raise RequestError("the prompt has no tokens, expected at least one; begin with BOS")
         wrong = [token for token in tokens if not 0 <= token < self.config.vocab_size]
@@ -214,16 +195,122 @@ class LLM:
             )
         return self._fitting(tokens, "prompt", "shorten it")
 
-    def _render(
-        self, messages: str | Message | Sequence[Message], layout: Layout, thinking: bool
+    def render(
+        self,
+        messages: str | Message | Sequence[Message],
+        layout: Layout = "v3",
+        thinking: bool = False,
+        tools: Sequence[Tool] = (),
     ) -> list[int]:
-        """The tokens of a conversation, checked against the context."""
+        """The tokens of a conversation, checked against the context.
+
+        Raises:
+            RequestError: it is too long.
+            DataError: the conversation or the layout is impossible.
+        """
         if isinstance(messages, str):
             messages = Message("user", messages)
         if isinstance(messages, Message):
             messages = [messages]
-        tokens = render(messages, self.tokenizer, layout, thinking).tokens
+        tokens = render(messages, self.tokenizer, layout, thinking, tools=tools).tokens
         return self._fitting(tokens, "conversation", "drop its oldest turns")
+
+    def requests(
+        self,
+        prompts: Sequence[list[int]],
+        params: SamplingParams,
+        *,
+        thinking: bool | None = None,
+        layout: Layout | None = None,
+        owner: str = "",
+        salt: bytes = b"",
+        deadline_s: float | None = None,
+    ) -> list[Request]:
+        """n requests for each prompt, ids new, the grammar compiled; for the engine.
+
+        `thinking` None reads off the prompt whether the answer opens inside <think>; `layout` is
+        the one whose tool calls are recognized.
+
+        Raises:
+            RequestError: a token is unknown, or the grammar cannot be compiled.
+        """
+        self._check_tokens(params)
+        matcher = None if params.grammar is None else self.engine.compile(params.grammar)
+        silent = replace(params, prompt_logprobs=None, max_tokens=max(params.max_tokens, 1))
+        made = []
+        for tokens in prompts:
+            first = next(self._ids)
+            thinks = self._is_thinking(tokens) if thinking is None else thinking
+            for sample in range(params.n):
+                made.append(
+                    Request(
+                        id=first if sample == 0 else next(self._ids),
+                        tokens=tokens,
+                        params=params if sample == 0 else silent,
+                        sample=sample,
+                        thinking=thinks,
+                        layout=layout,
+                        group=first,
+                        owner=owner,
+                        salt=salt,
+                        deadline_s=deadline_s,
+                        matcher=matcher,
+                    )
+                )
+        return made
+
+    def ending_at_user(self, params: SamplingParams) -> SamplingParams:
+        """An answer also ends where the model would write the user's next turn."""
+        ends = (*params.stop_token_ids, self.tokenizer.control(USER))
+        return replace(params, stop_token_ids=ends)
+
+    def _complete(self, requests: list[Request], progress: bool) -> list[Completion]:
+        deltas: dict[int, list[Delta]] = {request.id: [] for request in requests}
+        with Progress(console=Console(stderr=True), transient=True, disable=not progress) as bar:
+            task = bar.add_task("generating", total=len(requests))
+            for delta in self._deltas(requests):
+                deltas[delta.request_id].append(delta)
+                if delta.finish_reason:
+                    bar.advance(task)
+        return [Completion.from_deltas(request, deltas[request.id]) for request in requests]
+
+    def _deltas(self, requests: list[Request]) -> Iterator[Delta]:
+        """Run requests to their ends; who stops reading early gives them up."""
+        box: deque[Delta] = deque()
+        going = {request.id for request in requests}
+        try:
+            with self._lock:
+                for request in requests:
+                    self._boxes[request.id] = box
+                    self.engine.add(request)
+            while going:
+                with self._lock:
+                    while not box:  # another thread may have filled it meanwhile
+                        self._drive()
+                while box:
+                    delta = box.popleft()
+                    if delta.finish_reason:
+                        going.discard(delta.request_id)
+                        del self._boxes[delta.request_id]
+                    yield delta
+        finally:
+            # Perhaps the garbage collector is closing us in the middle of somebody's pass.
+            self._given_up.extend(going)
+
+    def _drive(self) -> None:
+        """One pass for everybody, each delta into its call's box."""
+        while self._given_up:
+            request_id = self._given_up.popleft()
+            self.engine.abort(request_id)
+            self._boxes.pop(request_id, None)
+        for delta in self.engine.step():
+            self._boxes[delta.request_id].append(delta)
+
+    def _check_tokens(self, params: SamplingParams) -> None:
+        known = self.tokenizer.vocab_size
+        for token in (*params.stop_token_ids, *params.logit_bias):
+            if token >= known:
+                raise RequestError(f"token {token} in the request, expected ids below {known}")
 
     def _fitting(self, tokens: list[int], what: str, remedy: str) -> list[int]:
         context = self.config.max_position_embeddings
@@ -238,11 +325,6 @@ class LLM:
         """Whether a prompt ends inside <think>: only a chat layout can have opened it."""
         marks = [token for token in tokens if self._think and token in self._think]
         return bool(marks) and self._think is not None and marks[-1] == self._think[0]
-
-    def _ending_at_user(self, params: SamplingParams) -> SamplingParams:
-        """An answer also ends where the model would write the user's next turn."""
-        ends = (*params.stop_token_ids, self.tokenizer.control(USER))
-        return replace(params, stop_token_ids=ends)
 
 
 def _load(folder: str | Path, dtype: torch.dtype | None, device: torch.device) -> DeepSeekV3:

@@ -7,13 +7,43 @@ top_k, top_p and min_p, each on what the one before has left.
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, TypedDict
+from typing import Literal, Protocol, TypedDict
+
+import numpy as np
 
 from abyssal.errors import RequestError
+from abyssal.tokenizer.calls import CallPiece, join_calls
+from abyssal.tokenizer.message import ToolCall
+from abyssal.tokenizer.template import Layout
 
-FinishReason = Literal["stop", "length"]
+FinishReason = Literal["stop", "length", "deadline", "error"]
 
 MAX_LOGPROBS = 20  # alternatives reported per token
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Grammar:
+    """What an answer must look like: every token that would break it is masked."""
+
+    kind: Literal["json_object", "json_schema", "regex", "lark"]
+    source: str = ""  # the schema as JSON text, the expression, or the grammar
+    after: int | None = None  # a token that switches it on; None: from the first token
+
+
+class Matcher(Protocol):
+    """A compiled grammar and how far an answer has come in it; engine/grammar.py has the one."""
+
+    def fork(self) -> "Matcher":
+        """The same grammar at the same place, to go on independently."""
+
+    def allowed(self) -> np.ndarray | None:
+        """Which tokens may come next: bits (ceil(W/32),) int32, lowest first; None: any."""
+
+    def accept(self, token: int) -> None:
+        """Go on by one allowed token."""
+
+    def rollback(self, count: int) -> None:
+        """Take back the last count tokens accepted."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -35,12 +65,16 @@ class SamplingParams:
     seed: int | None = None  # None: another answer each time
     logprobs: int | None = None  # 0: of each token written; k: also of the k most likely
     n: int = 1  # answers to each prompt
+    bad_words: Sequence[str] = ()  # texts that are never written
+    prompt_logprobs: int | None = None  # as logprobs, of the prompt; max_tokens may then be 0
+    grammar: Grammar | None = None  # what the answer must look like
 
     def __post_init__(self) -> None:
         """Accept a single stop text, keep tuples, and refuse impossible values."""
         stop = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
         object.__setattr__(self, "stop", stop)
         object.__setattr__(self, "stop_token_ids", tuple(self.stop_token_ids))
+        object.__setattr__(self, "bad_words", tuple(self.bad_words))
         for name, (low, high) in _RANGES.items():
             _check_number(name, getattr(self, name), low, high)
         for name, (least, most) in _COUNTS.items():
@@ -50,9 +84,14 @@ class SamplingParams:
         if self.top_p == 0 or self.repetition_penalty == 0:
             name = "top_p" if self.top_p == 0 else "repetition_penalty"
             raise RequestError(f"{name}=0, expected a number above 0; leave it out to turn it off")
-        for text in self.stop:
-            if not isinstance(text, str) or not text:
-                raise RequestError(f"stop={text!r}, expected a text of at least one character")
+        if self.max_tokens == 0 and self.prompt_logprobs is None:
+            raise RequestError("max_tokens=0, expected at least 1; 0 is for prompt_logprobs alone")
+        for name, texts in (("stop", self.stop), ("bad_words", self.bad_words)):
+            for text in texts:
+                if not isinstance(text, str) or not text:
+                    raise RequestError(
+                        f"{name}={text!r}, expected a text of at least one character"
+                    )
         for token in (*self.stop_token_ids, *self.logit_bias):
             _check_count("stop_token_ids and logit_bias", token, 0, _HUGE)
         for bias in self.logit_bias.values():
@@ -77,6 +116,9 @@ class SamplingChanges(TypedDict, total=False):
     seed: int | None
     logprobs: int | None
     n: int
+    bad_words: Sequence[str]
+    prompt_logprobs: int | None
+    grammar: Grammar | None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -88,6 +130,15 @@ class Request:
     params: SamplingParams
     sample: int = 0  # which of the n answers; each draws its own random numbers
     thinking: bool = False  # the answer opens inside <think>
+    layout: Layout | None = None  # whose tool calls are recognized in the answer; None: nobody's
+    group: int | None = None  # id of the first of the n answers, whose prompt this one shares
+    owner: str = ""  # whoever sent it; owners take turns when requests wait
+    salt: bytes = b""  # requests share cached prefixes only under the same salt
+    deadline_s: float | None = None  # of time.monotonic(): the answer ends here, finished or not
+    matcher: Matcher | None = None  # the compiled params.grammar, at its beginning
+
+
+TopLogprobs = tuple[tuple[int, float], ...]  # (token, logprob), the most likely first
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,12 +146,16 @@ class Delta:
     """One token of one request, and the text that became certain with it."""
 
     request_id: int
-    token: int
-    text: str  # complete characters only, and nothing that may yet become a stop text
+    token: int | None  # None: the end of an answer that came without a token
+    text: str = ""  # complete characters only, and nothing that may yet become a stop text
     logprob: float | None = None  # of the model's own distribution, before any sampling value
     finish_reason: FinishReason | None = None  # set on the last one
     reasoning: str = ""  # text written inside <think>, when the request thinks
-    top_logprobs: tuple[tuple[int, float], ...] = ()  # the most likely tokens, best first
+    top_logprobs: TopLogprobs = ()
+    calls: tuple[CallPiece, ...] = ()  # pieces of tool calls
+    cached_tokens: int = 0  # of the prompt, found in the prefix cache
+    prompt_logprobs: tuple[tuple[float, TopLogprobs], ...] | None = None  # with the first one
+    error: str | None = None  # what ended the answer, with finish_reason "error"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -112,8 +167,12 @@ class Completion:
     finish_reason: FinishReason
     prompt_tokens: int
     logprobs: list[float] | None = None  # one for each of tokens, if asked for
-    top_logprobs: list[tuple[tuple[int, float], ...]] | None = None
+    top_logprobs: list[TopLogprobs] | None = None
     reasoning: str | None = None  # None where the request did not think
+    tool_calls: tuple[ToolCall, ...] = ()
+    cached_tokens: int = 0  # of prompt_tokens, found in the prefix cache
+    prompt_logprobs: list[tuple[float, TopLogprobs]] | None = None  # of all but its first token
+    error: str | None = None
 
     @property
     def completion_tokens(self) -> int:
@@ -123,19 +182,24 @@ class Completion:
     @classmethod
     def from_deltas(cls, request: Request, deltas: Sequence[Delta]) -> "Completion":
         """Join the deltas of a finished request."""
-        reason = deltas[-1].finish_reason
-        assert reason is not None, "the request is not finished"
+        last = deltas[-1]
+        assert last.finish_reason is not None, "the request is not finished"
+        drawn = [delta for delta in deltas if delta.token is not None]
+        prompt = next((d.prompt_logprobs for d in deltas if d.prompt_logprobs is not None), None)
         asked = request.params.logprobs
+        reasoning = "".join(delta.reasoning for delta in deltas)
         return cls(
             text="".join(delta.text for delta in deltas),
-            tokens=[delta.token for delta in deltas],
-            finish_reason=reason,
+            tokens=[delta.token for delta in deltas if delta.token is not None],
+            finish_reason=last.finish_reason,
             prompt_tokens=len(request.tokens),
-            logprobs=None
-            if asked is None
-            else [d.logprob for d in deltas if d.logprob is not None],
-            top_logprobs=[delta.top_logprobs for delta in deltas] if asked else None,
-            reasoning="".join(d.reasoning for d in deltas) if request.thinking else None,
+            logprobs=None if asked is None else [d.logprob for d in drawn if d.logprob is not None],
+            top_logprobs=[delta.top_logprobs for delta in drawn] if asked else None,
+            reasoning=reasoning if reasoning or request.thinking else None,
+            tool_calls=join_calls(piece for delta in deltas for piece in delta.calls),
+            cached_tokens=last.cached_tokens,
+            prompt_logprobs=None if prompt is None else list(prompt),
+            error=last.error,
         )
 
 
@@ -149,10 +213,11 @@ _RANGES = {
     "repetition_penalty": (0.0, 100.0),
 }
 _COUNTS = {
-    "max_tokens": (1, _HUGE),
+    "max_tokens": (0, _HUGE),
     "top_k": (0, _HUGE),
     "seed": (0, _HUGE),
     "logprobs": (0, MAX_LOGPROBS),
+    "prompt_logprobs": (0, MAX_LOGPROBS),
     "n": (1, 1024),
 }
 

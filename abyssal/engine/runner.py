@@ -1,194 +1,136 @@
-"""Requests in, deltas out: one model pass at a time over whoever is alive.
+"""What the scheduler has planned, as passes of the model over the paged cache.
 
-Each step gives every live request its tokens: one where an answer is being written, a piece of the
-prompt where one is being read. Both ride in the same flat batch. Who finishes leaves, and who waits
-takes the place as soon as the cache has room for all that the request may grow to.
+A pass takes the tokens of many sequences end to end, whatever their numbers. A `tile` makes every
+pass exactly that many tokens long, with padding that nobody reads: then all matrix products have
+one shape, and the bits of a row depend on its own sequence alone, not on who else is there, on how
+a prompt was cut or on what a cache already held. That is the deterministic mode.
 
-The cache is padded to the longest request, so room is counted as requests times the longest.
+    T tokens of a pass    S rows of the head    D hidden_size    W vocab_size    E n_routed_experts
 """
 
-from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
+import numpy as np
 import torch
+from torch import Tensor
 
 from abyssal.batch import Batch
-from abyssal.engine.cache import SequenceCache
-from abyssal.engine.request import Delta, FinishReason, Request
-from abyssal.engine.sampler import History, sample
-from abyssal.engine.stop import Piece, Writer
-from abyssal.model.transformer import DeepSeekV3, Output
-from abyssal.tokenizer.bpe import Tokenizer
+from abyssal.engine.cache import Extent, PagedCache
+from abyssal.model.moe import Routing
+from abyssal.model.transformer import DeepSeekV3
 
-MAX_REQUESTS = 64  # alive at once
-MAX_BATCH_TOKENS = 2048  # in one pass; longer prompts are read in pieces
-CACHE_BYTES = 2**30  # a request that needs more than this runs alone
+TILE = 32  # tokens of each pass in the deterministic mode; experts' runs are padded to as many
+HEAD_NUMBERS = 2**24  # logits in memory together: 64 MiB of float32
 
-_GOLDEN = 0x9E3779B97F4A7C15  # 2**64 / golden ratio: spreads the seeds of n answers
+_PADDING = Extent((0,), 0, 1)  # a token of the scratch page
 
 
-class _Live:
-    """A request that holds a slot of the cache."""
+class Reading(NamedTuple):
+    """Tokens of one sequence that a pass reads, the first of them at position start."""
 
-    def __init__(self, request: Request, tokenizer: Tokenizer, limit: int, device: torch.device):
-        self.request = request
-        self.limit = limit  # tokens it may write
-        self.num_computed = 0  # tokens in the cache
-        self.written: list[int] = []
-        self.generator = torch.Generator(device)
-        seed = request.params.seed
-        if seed is None:
-            self.generator.seed()
-        else:
-            self.generator.manual_seed((seed + request.sample * _GOLDEN) % 2**63)
-        self.writer = Writer(tokenizer, tuple(request.params.stop), request.thinking)
-        eos = () if request.params.ignore_eos else (tokenizer.eos_token_id,)
-        self.ends = {*eos, *request.params.stop_token_ids}
-
-    @property
-    def pending(self) -> list[int]:
-        """Tokens not yet in the cache."""
-        prompt = self.request.tokens
-        return [
-            *prompt[self.num_computed :],
-            *self.written[max(self.num_computed - len(prompt), 0) :],
-        ]
-
-    def accept(self, token: int) -> tuple[Piece, FinishReason | None]:
-        """Take the token drawn: what it adds to the text, and why the answer ends, if it does."""
-        self.written.append(token)
-        piece = self.writer.push(token)
-        if piece.stopped:
-            return piece, "stop"
-        ended = token in self.ends
-        if not ended and len(self.written) < self.limit:
-            return piece, None
-        rest = self.writer.finish()
-        piece = Piece(piece.text + rest.text, piece.reasoning + rest.reasoning)
-        return piece, "stop" if ended or rest.stopped else "length"
+    tokens: Sequence[int]
+    pages: Sequence[int]
+    start: int
 
 
 class Runner:
-    """A queue of requests and the cache of those alive. Not thread-safe: one caller at a time."""
+    """A model and its cache; everything here is tensors, and nobody here knows of requests."""
 
-    def __init__(self, model: DeepSeekV3, tokenizer: Tokenizer, cache_bytes: int = CACHE_BYTES):
-        self.model = model
-        self.tokenizer = tokenizer
-        self._waiting: deque[Request] = deque()
-        self._live: list[_Live] = []  # the s-th holds slot s
-        weight = model.lm_head.weight
-        self._device = weight.device
-        self._cache = SequenceCache(model.config, model.embed_tokens.weight.dtype, weight.device)
-        per_token = (
-            model.config.num_hidden_layers * model.config.latent_size * weight.element_size()
-        )
-        self._max_positions = cache_bytes // per_token
+    def __init__(self, model: DeepSeekV3, cache: PagedCache, tile: int | None = None):
+        self.model, self.cache, self.tile = model, cache, tile
+        self._device = model.lm_head.weight.device
+        config = model.config
+        num_moe = sum(config.is_moe(layer) for layer in range(config.num_hidden_layers))
+        self.expert_load = torch.zeros(num_moe, config.n_routed_experts, dtype=torch.int64)
 
-    @property
-    def is_idle(self) -> bool:
-        """Whether nobody is alive or waiting."""
-        return not self._live and not self._waiting
+    def hidden(self, readings: Sequence[Reading]) -> Tensor:
+        """Hidden states (T, D) of these tokens, in their order; their latents are cached."""
+        passes = []
+        for batch, extents, real in self._passes(readings):
+            self.cache.begin(extents)
+            output = self.model(batch, self.cache)
+            self._count(output.routings, real)
+            passes.append(output.hidden[:real])
+        return passes[0] if len(passes) == 1 else torch.cat(passes)
 
-    def add(self, request: Request) -> None:
-        """Put a request, whose prompt is known to fit, at the end of the queue."""
-        self._waiting.append(request)
+    def ahead(self, readings: Sequence[Reading], hidden: Tensor) -> Tensor:
+        """Hidden states (T, D) of the MTP module: hidden (T, D) joined with these tokens.
 
-    def cancel(self, request_id: int) -> None:
-        """Forget a request, wherever it is; it is no error if it has finished."""
-        self._waiting = deque(r for r in self._waiting if r.id != request_id)
-        for slot in reversed(range(len(self._live))):
-            if self._live[slot].request.id == request_id:
-                self._leave(slot)
+        Each token stands one place behind its reading's position: it follows the one there.
+        """
+        passes, first = [], 0
+        for batch, extents, real in self._passes(readings):
+            self.cache.begin(extents)
+            rows = _padded(hidden[first : first + real], len(batch.tokens))
+            passes.append(self.model.predict_ahead(rows, batch, self.cache)[:real])
+            first += real
+        return passes[0] if len(passes) == 1 else torch.cat(passes)
 
-    @torch.inference_mode()
-    def step(self) -> list[Delta]:
-        """One pass of the model: a delta for each live request whose prompt is read by now."""
-        self._admit()
-        if not self._live:
-            return []
-        pieces = self._pieces()
-        ready = [
-            slot for slot, live in enumerate(self._live) if len(pieces[slot]) == len(live.pending)
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Scores (S, W) float32 on the CPU of the token after each of hidden (S, D)."""
+        if self.tile is None:
+            scores: Tensor = self.model.lm_head(hidden)
+            return scores.float().cpu()
+        tiles = [
+            self.model.lm_head(_padded(rows, self.tile))[: len(rows)]
+            for rows in hidden.split(self.tile)
         ]
-        last = [sum(map(len, pieces[: slot + 1])) - 1 for slot in ready]
-        hidden = self._forward(pieces)
-        for live, piece in zip(self._live, pieces, strict=True):
-            live.num_computed += len(piece)
-        if not ready:
-            return []
-        logits = self.model.lm_head(hidden[last]).float()  # (S, W)
-        rows = [self._live[slot] for slot in ready]
-        drawn = sample(
-            logits,
-            [live.request.params for live in rows],
-            [live.generator for live in rows],
-            [History(live.request.tokens, live.written) for live in rows],
-            self.tokenizer.vocab_size,
-        )
-        results = zip(rows, drawn.tokens, drawn.logprobs, drawn.top_logprobs, strict=True)
-        deltas = [_accept(live, token, logprob, top) for live, token, logprob, top in results]
-        for slot, delta in reversed(list(zip(ready, deltas, strict=True))):
-            if delta.finish_reason:
-                self._leave(slot)
-        return deltas
+        return torch.cat(tiles).float().cpu()
 
-    def _admit(self) -> None:
-        """Let requests in, first come first served, while the pass and the cache have room."""
-        busy = sum(len(live.pending) for live in self._live)
-        while self._waiting and len(self._live) < MAX_REQUESTS and busy < MAX_BATCH_TOKENS:
-            request = self._waiting[0]
-            longest = max(self._reach(r) for r in [request, *(live.request for live in self._live)])
-            if self._live and (len(self._live) + 1) * longest > self._max_positions:
-                return
-            self._waiting.popleft()
-            limit = self._reach(request) - len(request.tokens)
-            self._live.append(_Live(request, self.tokenizer, limit, self._device))
-            self._cache.add()
-            busy += len(request.tokens)
+    def logit_chunks(self, hidden: Tensor) -> Iterator[Tensor]:
+        """The same in pieces that fit memory."""
+        rows = max(HEAD_NUMBERS // self.model.config.vocab_size, 1)
+        for piece in hidden.split(rows):
+            yield self.logits(piece)
 
-    def _reach(self, request: Request) -> int:
-        """The most tokens a request can come to, prompt and answer."""
-        context = self.model.config.max_position_embeddings
-        return min(len(request.tokens) + request.params.max_tokens, context)
+    def _passes(self, readings: Sequence[Reading]) -> Iterator[tuple[Batch, list[Extent], int]]:
+        """Each pass: its batch, what it reads of whom, and how many tokens are no padding."""
+        if self.tile is None:
+            extents = [Extent(r.pages, r.start, len(r.tokens)) for r in readings]
+            tokens = [token for reading in readings for token in reading.tokens]
+            yield self._batch(tokens, extents), extents, len(tokens)
+            return
+        tokens, extents = [], []
+        for reading in readings:
+            done = 0
+            while done < len(reading.tokens):
+                piece = reading.tokens[done : done + self.tile - len(tokens)]
+                extents.append(Extent(reading.pages, reading.start + done, len(piece)))
+                tokens += piece
+                done += len(piece)
+                if len(tokens) == self.tile:
+                    yield self._batch(tokens, extents), extents, self.tile
+                    tokens, extents = [], []
+        if tokens:
+            real, missing = len(tokens), self.tile - len(tokens)
+            tokens, extents = tokens + [0] * missing, extents + [_PADDING] * missing
+            yield self._batch(tokens, extents), extents, real
 
-    def _pieces(self) -> list[list[int]]:
-        """The tokens of each live request in this pass, at least one each."""
-        room = MAX_BATCH_TOKENS - len(self._live)  # one is set aside for everybody
-        pieces = []
-        for live in self._live:
-            pending = live.pending
-            piece = pending[: room + 1]
-            room -= len(piece) - 1
-            pieces.append(piece)
-        return pieces
-
-    def _forward(self, pieces: Sequence[list[int]]) -> torch.Tensor:
-        """Hidden states (T, D) of these tokens, each request's at its own positions."""
-        counts = [len(piece) for piece in pieces]
-        starts = [live.num_computed for live in self._live]
-        positions = [
-            p for start, n in zip(starts, counts, strict=True) for p in range(start, start + n)
-        ]
+    def _batch(self, tokens: list[int], extents: list[Extent]) -> Batch:
+        counts = np.array([extent.count for extent in extents])
+        starts = np.array([extent.start for extent in extents])
+        ends = counts.cumsum()
+        positions = np.arange(len(tokens)) + np.repeat(starts - (ends - counts), counts)
         batch = Batch(
-            torch.tensor([token for piece in pieces for token in piece]),
-            torch.tensor(positions),
-            torch.tensor([0, *counts]).cumsum(0),
+            torch.from_numpy(np.array(tokens)),
+            torch.from_numpy(positions),
+            torch.from_numpy(np.concatenate(([0], ends))),
         )
-        self._cache.begin(counts)
-        output: Output = self.model(batch.to(self._device), self._cache)
-        return output.hidden
+        return batch if self._device.type == "cpu" else batch.to(self._device)
 
-    @torch.inference_mode()  # as the buffer was made
-    def _leave(self, slot: int) -> None:
-        """Free a slot; the request in the last one moves into it, as in the cache."""
-        self._cache.remove(slot)
-        last = self._live.pop()
-        if slot < len(self._live):
-            self._live[slot] = last
+    def _count(self, routings: tuple[Routing, ...], real: int) -> None:
+        """Add up which experts these tokens met."""
+        if not routings:
+            return
+        num_moe, E = self.expert_load.shape
+        experts = torch.stack([routing.experts[:real] for routing in routings])  # (M, T, K)
+        experts = experts + torch.arange(num_moe, device=experts.device)[:, None, None] * E
+        met = experts.flatten().bincount(minlength=num_moe * E)
+        self.expert_load += met.view(num_moe, E).cpu()
 
 
-def _accept(
-    live: _Live, token: int, logprob: float | None, top: tuple[tuple[int, float], ...]
-) -> Delta:
-    piece, reason = live.accept(token)
-    return Delta(live.request.id, token, piece.text, logprob, reason, piece.reasoning, top)
+def _padded(rows: Tensor, count: int) -> Tensor:
+    """Rows (S, D) followed by rows of zeros, count in all."""
+    missing = count - len(rows)
+    return torch.cat([rows, rows.new_zeros(missing, rows.shape[1])]) if missing else rows

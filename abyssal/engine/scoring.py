@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from abyssal.batch import IGNORE, Batch
+from abyssal.engine.request import TopLogprobs
 from abyssal.errors import RequestError
 from abyssal.model.transformer import DeepSeekV3
 
@@ -33,6 +34,16 @@ def logprobs(model: DeepSeekV3, sequences: Sequence[Sequence[int]]) -> list[list
             count = len(sequences[i]) - 1
             scored[i], flat = flat[:count], flat[count:]
     return scored
+
+
+def given(logits: Tensor, tokens: Sequence[int], num_top: int) -> list[tuple[float, TopLogprobs]]:
+    """For each row of logits (T, W) float32 its token's log-probability and the likeliest ones."""
+    logprobs = logits.log_softmax(-1)
+    chosen = logprobs.gather(-1, torch.tensor(tokens).unsqueeze(-1)).squeeze(-1).tolist()
+    best = logprobs.topk(min(num_top, logits.shape[1]), -1)
+    pairs = zip(best.indices.tolist(), best.values.tolist(), strict=True)
+    tops = [tuple(zip(indices, values, strict=True)) for indices, values in pairs]
+    return list(zip(chosen, tops, strict=True))
 
 
 def _check(sequence: Sequence[int], model: DeepSeekV3) -> None:

@@ -1,13 +1,16 @@
-"""Tokens to text a reader may already see: whole characters, no stop text, thoughts apart.
+"""Tokens to what a reader may see: whole characters, no stop text, thoughts and calls apart.
 
 A stop text may begin in one token and end in another, so text that could still become one is held
 back until it is certain. Which stop text wins does not depend on how the text was cut into tokens:
 it is the one complete first, the longest if several end together.
 """
 
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
-from abyssal.tokenizer.bpe import END_THINK, TextStream, Tokenizer
+from abyssal.tokenizer import control
+from abyssal.tokenizer.bpe import TextStream, Tokenizer
+from abyssal.tokenizer.calls import CALL_BORDERS, CallParser, CallPiece, Parsed
+from abyssal.tokenizer.template import Layout
 
 
 class StopStrings:
@@ -19,7 +22,7 @@ class StopStrings:
 
     def push(self, text: str) -> tuple[str, bool]:
         """The text now certain, and whether a stop text was met; after that, push no more."""
-        if not self._stops:
+        if not self._stops or not text:
             return text, False
         self._held += text
         found = [(at + len(s), at) for s in self._stops if (at := self._held.find(s)) >= 0]
@@ -42,35 +45,88 @@ class Piece(NamedTuple):
 
     text: str
     reasoning: str = ""
+    calls: tuple[CallPiece, ...] = ()
     stopped: bool = False  # a stop text was met
 
 
 class Writer:
-    """The text of one answer, token by token."""
+    """The text, the thought and the tool calls of one answer, token by token.
 
-    def __init__(self, tokenizer: Tokenizer, stop: tuple[str, ...], thinking: bool):
+    An answer that was not asked to think may still open a thought. Calls are recognized in the
+    form of `layout`; with None their control tokens are left out like all others and what stands
+    between them is text. Stop texts count in the answer's text only, as if it were in one piece.
+
+    Raises:
+        DataError: the answer opens inside a thought and the tokenizer has no </think>.
+    """
+
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        stop: tuple[str, ...],
+        thinking: bool,
+        layout: Layout | None = None,
+    ):
+        if thinking:
+            tokenizer.control(control.END_THINK)  # raises if the thought could never end
+        self._tokenizer = tokenizer
         self._stream = TextStream(tokenizer)
         self._stops = StopStrings(stop)
-        self._end_think = tokenizer.control(END_THINK) if thinking else None
-        self._thinking = thinking
+        self._parser = None if layout is None else CallParser(layout)
+        self._part: Literal["answer", "thought", "calls"] = "thought" if thinking else "answer"
 
     def push(self, token: int) -> Piece:
-        """The text that became certain with this token; stop texts count in the answer only."""
-        if self._thinking:
-            if token != self._end_think:
-                return Piece("", reasoning=self._stream.push(token))
-            self._thinking = False
-            return Piece("", reasoning=self._stream.flush())
-        text, stopped = self._stops.push(self._stream.push(token))
-        return Piece(text, stopped=stopped)
+        """What became certain with this token; after a stop text, push no more."""
+        if token not in self._tokenizer.control_ids:
+            return self._read(self._stream.push(token))
+        name = self._tokenizer.decode([token], skip_control=False)
+        part = self._part_after(name)
+        if part is None:  # no border: bytes before and behind may be of one character
+            return Piece("")
+        before = self._read(self._stream.flush())
+        self._part = part
+        if self._parser is None or name in (control.THINK, control.END_THINK):
+            return before
+        return _join(before, self._answer(self._parser.push_control(name)))
 
     def finish(self) -> Piece:
         """What is left when the answer ends without a stop text."""
-        rest = self._stream.flush()
-        if self._thinking:
-            return Piece("", reasoning=rest)
-        text, stopped = self._stops.push(rest)
-        return Piece(text if stopped else text + self._stops.flush(), stopped=stopped)
+        piece = self._read(self._stream.flush())
+        if self._parser is not None:
+            piece = _join(piece, self._answer(self._parser.finish()))
+        return piece._replace(text=piece.text + self._stops.flush())
+
+    def _part_after(self, name: str) -> Literal["answer", "thought", "calls"] | None:
+        """The part of the answer that a control token opens or divides; None if neither."""
+        if self._part == "calls":
+            if name == control.TOOL_CALLS_END:
+                return "answer"
+            return "calls" if name in CALL_BORDERS or name == control.TOOL_SEP else None
+        if self._parser is not None and name in (control.TOOL_CALLS_BEGIN, control.TOOL_CALL_BEGIN):
+            return "calls"
+        if name == control.THINK and self._part == "answer":
+            return "thought"
+        return "answer" if name == control.END_THINK and self._part == "thought" else None
+
+    def _read(self, text: str) -> Piece:
+        if self._part == "thought":
+            return Piece("", reasoning=text)
+        if self._part == "calls" and self._parser is not None:
+            return self._answer(self._parser.push_text(text))
+        return self._answer(Parsed(text=text))
+
+    def _answer(self, parsed: Parsed) -> Piece:
+        text, stopped = self._stops.push(parsed.text)
+        return Piece(text, calls=parsed.calls, stopped=stopped)
+
+
+def _join(first: Piece, second: Piece) -> Piece:
+    return Piece(
+        first.text + second.text,
+        first.reasoning + second.reasoning,
+        first.calls + second.calls,
+        first.stopped or second.stopped,
+    )
 
 
 def _overlap(text: str, stop: str) -> int:

@@ -124,6 +124,17 @@ class DeepSeekV3(nn.Module):
             routings.append(routing)
         return tuple(ahead)
 
+    def predict_ahead(self, hidden: Tensor, batch: Batch, cache: LatentCache) -> Tensor:
+        """Pass hidden (T, D) and the token after each through the first MTP module -> (T, D).
+
+        `batch.tokens` are the tokens that follow those whose hidden states these are, and
+        `batch.positions` the places of the latter; row i then predicts the token after
+        `batch.tokens[i]`. What comes out may go in again as `hidden`, to look further ahead.
+        """
+        span = Span(*cos_sin(self.config, batch.positions), batch.cu_seqlens, cache)
+        ahead: Tensor = self.mtp[0](hidden, self.embed_tokens(batch.tokens), span)[0]
+        return ahead
+
     def logits(self, batch: Batch, cache: LatentCache | None = None) -> Tensor:
         """Scores (T, W) float32 of the token after each token."""
         scores: Tensor = self.lm_head(self.forward(batch, cache).hidden)

@@ -1,41 +1,14 @@
 """The verbs that use a model, run as a person runs them."""
 
-import io
 import json
+import signal
 
 import pytest
-import torch
 
-from abyssal.config import ModelConfig
+from abyssal.engine.answer_file import AnswerFile
 from abyssal.engine.llm import LLM
 from abyssal.evals.harness import bits_per_byte
-from abyssal.model.transformer import DeepSeekV3
-from abyssal.tokenizer.bpe import Tokenizer
 from abyssal.tokenizer.chat import Message
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory) -> str:
-    """A model folder with a random model and a tokenizer of a few words."""
-    path = tmp_path_factory.mktemp("model")
-    config = ModelConfig(
-        vocab_size=320, hidden_size=16, num_hidden_layers=2, first_k_dense_replace=1,
-        intermediate_size=24, num_nextn_predict_layers=0, num_attention_heads=2, q_lora_rank=None,
-        kv_lora_rank=8, qk_rope_head_dim=4, qk_nope_head_dim=4, v_head_dim=4,
-        moe_intermediate_size=8, n_routed_experts=4, num_experts_per_tok=2, n_group=1,
-        topk_group=1, max_position_embeddings=64, initializer_range=0.2,
-    )  # fmt: skip
-    DeepSeekV3(config).initialize(torch.Generator().manual_seed(1)).save(path)
-    Tokenizer.train(["the deep sea is dark and the fish see\n" * 4], 320).save(path)
-    return str(path)
-
-
-@pytest.fixture
-def typed(monkeypatch):
-    """typed("a", "b"): lines that come through a pipe."""
-    return lambda *lines: monkeypatch.setattr(
-        "sys.stdin", io.StringIO("".join(f"{line}\n" for line in lines))
-    )
 
 
 def test_a_prompt_is_printed_with_its_continuation(abyssal_command, folder):
@@ -78,7 +51,9 @@ def test_without_a_model_folder_the_demo_is_named(abyssal_command, verb, monkeyp
     [
         (("generate",), "--prompt TEXT or --file"),
         (("generate", "--prompt", "a", "--file", "b"), "--prompt TEXT or --file"),
+        (("generate", "--prompt", "a", "--out", "b.jsonl"), "--file PROMPTS.jsonl"),
         (("generate", "--file", "nowhere.jsonl"), "nowhere.jsonl"),
+        (("generate", "--prompt", "a", "--draft", "1"), "no MTP module"),
         (("generate", "--prompt", "a", "--temperature", "-1"), "temperature=-1"),
         (("generate", "--prompt", "the deep " * 99), "at most 63"),
         (("chat", "--prompt", "the deep " * 99), "at most 63"),
@@ -102,38 +77,71 @@ def test_a_row_without_a_prompt_is_named_by_its_line(abyssal_command, folder, tm
         assert "prompts.jsonl:2" in ran.err
 
 
-def test_a_chat_through_a_pipe_answers_each_line_and_knows_its_history(
-    abyssal_command, folder, typed
-):
-    typed("the sea", "", "the fish", "/system dark", "/what", "/reset", "the sea", "/quit", "see")
-    options = ("--max-tokens", "8", "--temperature", "0")
-    ran = abyssal_command("chat", folder, *options, "--json")
-    rows = [json.loads(line) for line in ran.out.splitlines()]
-    llm = LLM(folder)
-    first = llm.chat("the sea", max_tokens=8, temperature=0).text
-    history = [Message("user", "the sea"), Message("assistant", first), Message("user", "the fish")]
-    second = llm.chat(history, max_tokens=8, temperature=0).text
-    third = llm.chat(
-        [Message("system", "dark"), Message("user", "the sea")], max_tokens=8, temperature=0
-    ).text
-    assert [(row["prompt"], row["text"]) for row in rows] == [
-        ("the sea", first), ("the fish", second), ("the sea", third)
-    ]  # fmt: skip
-    assert "/what is no command" in ran.err
-    typed("the sea")
-    assert abyssal_command("chat", folder, *options).out == f"{first}\n"
-    assert abyssal_command("chat", folder, "--prompt", "the sea", *options).out == f"{first}\n"
+@pytest.fixture
+def rows(tmp_path):
+    """A file of ten questions, one of them too long for the model."""
+    asked = [{"prompt": "the sea " * (1 + i % 3), "id": f"row {i}"} for i in range(8)]
+    asked += [{"prompt": "the deep " * 99}, {"messages": [{"role": "user", "content": "fish"}]}]
+    file = tmp_path / "prompts.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in asked))
+    return file
 
 
-def test_a_full_context_drops_the_oldest_turns_aloud_and_a_flood_is_refused(
-    abyssal_command, folder, typed
+OPTIONS = ("--seed", "4", "--max-tokens", "20", "--deterministic")
+
+
+def test_a_file_of_answers_is_what_a_pipe_would_get(abyssal_command, folder, rows, tmp_path):
+    out = tmp_path / "answers.jsonl"
+    words = ("generate", folder, "--file", str(rows), *OPTIONS)
+    piped = abyssal_command(*words)
+    ran = abyssal_command(*words, "--out", str(out), "--json")
+    assert piped.code == ran.code == 1  # one row cannot be answered
+    assert 'rows with an "error" in place of an answer: 1' in ran.err
+    assert out.read_text() == piped.out
+    done = [json.loads(line) for line in out.read_text().splitlines()]
+    assert [row["index"] for row in done] == list(range(10))
+    assert [row["index"] for row in done if "error" in row] == [8]
+    chat = LLM(folder).chat([Message("user", "fish")], max_tokens=20, temperature=0.7, seed=4 + 9)
+    assert done[9]["text"] == chat.text
+    said = json.loads(ran.out)
+    assert (said["answers"], said["new_answers"], said["new_errors"]) == (10, 10, 1)
+    tokens = sum(row.get("completion_tokens", 0) for row in done)
+    assert said["new_tokens"] == tokens
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_run_stopped_by_a_signal_goes_on_where_it_was(
+    abyssal_command, folder, rows, tmp_path, monkeypatch, number
 ):
-    typed(*["the deep sea is dark"] * 6, "深海" * 99, "see")
-    ran = abyssal_command("chat", folder, "--max-tokens", "8", "--seed", "1", "--json")
-    assert ran.code == 0
-    assert "dropped the 2 oldest messages" in ran.err
-    assert "error: the conversation has" in ran.err
-    assert len(ran.out.splitlines()) == 7
+    whole, out = tmp_path / "whole.jsonl", tmp_path / "answers.jsonl"
+    words = ("generate", folder, "--file", str(rows), *OPTIONS)
+    abyssal_command(*words, "--out", str(whole))
+
+    append = AnswerFile.append
+
+    def append_and_stop(self, found):
+        append(self, found)
+        if found:
+            signal.raise_signal(number)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(AnswerFile, "append", append_and_stop)
+        ran = abyssal_command(*words, "--out", str(out))
+    assert ran.code == 128 + number
+    assert "run the same command to go on" in ran.err
+    left = out.read_text()
+    assert whole.read_text().startswith(left)
+    assert 0 < left.count("\n") < 10
+    ran = abyssal_command(*words, "--out", str(out))
+    assert f"has {left.count(chr(10))} of 10 answers already" in ran.err
+    assert out.read_text() == whole.read_text()
+
+
+def test_fields_that_mean_nothing_are_named_once(abyssal_command, folder, tmp_path):
+    file = tmp_path / "prompts.jsonl"
+    file.write_text('{"prompt": "a", "max_token": 3}\n{"prompt": "b", "max_token": 3}\n')
+    ran = abyssal_command("generate", folder, "--file", str(file), "--max-tokens", "2")
+    assert (ran.code, ran.err) == (0, "fields without a meaning here: max_token\n")
 
 
 def test_eval_prints_the_bits_per_byte_of_a_file(abyssal_command, folder, tmp_path):

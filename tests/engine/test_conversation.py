@@ -1,13 +1,18 @@
 """A conversation remembers, and drops its oldest turns only when it must, and says so."""
 
 import itertools
+import json
+from dataclasses import replace
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from abyssal.engine.conversation import Conversation
-from abyssal.engine.request import SamplingParams
-from abyssal.errors import RequestError
-from abyssal.tokenizer.chat import Message
+from abyssal.engine.conversation import Conversation, Figures
+from abyssal.engine.pages import PAGE
+from abyssal.engine.request import Delta, SamplingParams
+from abyssal.errors import DataError, RequestError
+from abyssal.tokenizer.chat import Message, ToolCall
 
 PARAMS = SamplingParams(max_tokens=6, seed=1, ignore_eos=True)
 
@@ -57,3 +62,146 @@ def test_an_answer_broken_off_is_remembered_as_far_as_it_was_read(llm):
     read = "".join(delta.text for delta in itertools.islice(deltas, 3))
     deltas.close()
     assert conversation.turns == [Message("user", "the sea"), Message("assistant", read)]
+
+
+def test_another_answer_takes_the_place_of_the_one_before(llm):
+    conversation = Conversation(llm, replace(PARAMS, temperature=1.0, seed=40), system="dark")
+    say(conversation, "the sea")
+    first = say(conversation, "the fish")
+    before = conversation.turns[:-1]
+    tries = ["".join(delta.text for delta in conversation.retry()) for _ in range(3)]
+    assert conversation.turns[:-1] == before
+    assert conversation.turns[-1] == Message("assistant", tries[-1])
+    asked = [Message("system", "dark"), *before]
+    expected = [
+        llm.chat(asked, replace(PARAMS, seed=40 + i), temperature=1.0).text for i in range(4)
+    ]
+    assert [first, *tries] == expected
+    assert len(set(expected)) > 1
+    say(conversation, "dark")
+    assert conversation.question == "dark"
+
+
+def test_without_a_question_there_is_no_other_answer(llm):
+    conversation = Conversation(llm, PARAMS)
+    with pytest.raises(RequestError, match="ask one first"):
+        conversation.retry()
+    assert conversation.turns == []
+
+
+def test_a_question_whose_answer_nobody_read_can_be_asked_again(llm):
+    conversation = Conversation(llm, PARAMS)
+    conversation.ask("the sea").close()
+    assert conversation.question == "the sea"
+    said = "".join(delta.text for delta in conversation.retry())
+    assert said == llm.chat("the sea", replace(PARAMS, seed=2)).text
+
+
+TEXTS = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
+TURNS = st.lists(
+    st.builds(Message, st.just("user"), TEXTS)
+    | st.builds(Message, st.just("assistant"), TEXTS, st.none() | TEXTS)
+    | st.builds(
+        Message, st.just("assistant"), st.none(), st.none(),
+        st.tuples(st.builds(ToolCall, st.just("look"), st.just('{"at": 3}'))),
+    )
+    | st.builds(Message, st.just("tool"), TEXTS, tool_call_id=st.none() | TEXTS),
+    min_size=1, max_size=5,
+)  # fmt: skip
+
+
+@given(turns=TURNS, system=st.none() | TEXTS.filter(bool))
+def test_a_saved_conversation_loads_as_it_was(llm, tmp_path_factory, turns, system):
+    file = tmp_path_factory.mktemp("talk") / "talk.json"
+    conversation = Conversation(llm, PARAMS, system)
+    conversation.turns = turns
+    conversation.save(file)
+    assert [path.name for path in file.parent.iterdir()] == ["talk.json"]
+    other = Conversation(llm, PARAMS)
+    other.load(file)
+    assert (other.system, other.turns) == (system, turns)
+
+
+def test_a_list_of_messages_loads_too_and_system_messages_are_joined(llm, tmp_path):
+    file = tmp_path / "talk.json"
+    rows = [{"role": role, "content": role} for role in ("system", "user", "system", "assistant")]
+    file.write_text(json.dumps(rows))
+    conversation = Conversation(llm, PARAMS)
+    conversation.load(file)
+    assert conversation.system == "system\n\nsystem"
+    assert [turn.role for turn in conversation.turns] == ["user", "assistant"]
+
+
+@pytest.mark.parametrize(
+    ("content", "named"),
+    [
+        (None, "cannot be read"),
+        ("{broken", "not valid JSON"),
+        ("[" * 10**5, "not valid JSON"),
+        ("{}", "no list of messages"),
+        ('{"messages": []}', "no list of messages"),
+        ('[{"role": "king", "content": "a"}]', "role='king'"),
+        ('[{"role": "user", "content": "\\ud800"}]', "surrogate"),
+        ('[{"role": "assistant", "content": "a", "prefix": true}]', "unfinished"),
+    ],
+)
+def test_a_file_of_something_else_is_refused_and_the_talk_goes_on(llm, tmp_path, content, named):
+    file = tmp_path / "talk.json"
+    if content is not None:
+        file.write_text(content)
+    conversation = Conversation(llm, PARAMS, system="dark")
+    say(conversation, "the sea")
+    before = conversation.messages
+    with pytest.raises(DataError, match=named):
+        conversation.load(file)
+    assert conversation.messages == before
+
+
+def test_a_file_that_cannot_be_written_is_refused(llm, tmp_path):
+    with pytest.raises(DataError, match="cannot be written"):
+        Conversation(llm, PARAMS, system="dark").save(tmp_path / "gone" / "talk.json")
+
+
+def test_figures_add_up_over_the_answers(llm):
+    conversation = Conversation(llm, PARAMS)
+    assert conversation.latest == conversation.total == Figures()
+    say(conversation, "the sea")
+    first = conversation.latest
+    assert (first.answers, first.answer_tokens) == (1, 6)
+    assert first.prompt_tokens == llm.count_tokens([Message("user", "the sea")])
+    assert first.first_token_s > 0
+    assert first.tokens_per_s == 5 / first.writing_s
+    say(conversation, "the fish")
+    assert conversation.total == first + conversation.latest
+    assert conversation.total.answer_tokens == 12
+    mean_s = (first.first_token_s + conversation.latest.first_token_s) / 2
+    assert conversation.total.to_dict()["first_token_s"] == pytest.approx(mean_s)
+
+
+def test_a_question_asked_again_is_found_in_the_prefix_cache(llm):
+    conversation = Conversation(llm, PARAMS)
+    question = next(
+        text for n in range(99)
+        if llm.count_tokens([Message("user", text := "fish " * n)]) >= PAGE + 2
+    )  # fmt: skip
+    say(conversation, question)
+    assert conversation.latest.cached_tokens == 0
+    for _ in conversation.retry():
+        pass
+    assert conversation.latest.cached_tokens == PAGE
+
+
+def test_a_thinking_talk_keeps_thought_and_answer_apart(llm):
+    class Thinker:
+        """The same model, which closes its thought after the fifth token."""
+
+        config, count_tokens = llm.config, llm.count_tokens
+
+        def stream(self, messages, params, *, layout, thinking):
+            yield from [Delta(0, 5, reasoning="hm"), Delta(0, 6, text="ah", finish_reason="stop")]
+
+    conversation = Conversation(Thinker(), PARAMS, layout="v3.1", thinking=True)
+    say(conversation, "the sea")
+    assert conversation.turns[-1] == Message("assistant", "ah", "hm")
+    with pytest.raises(DataError, match="cannot think"):
+        Conversation(llm, PARAMS, layout="v3", thinking=True)

@@ -12,7 +12,7 @@ from abyssal.engine.llm import LLM
 from abyssal.engine.request import SamplingParams
 from abyssal.errors import CheckpointError, ConfigError, RequestError
 from abyssal.model.transformer import DeepSeekV3
-from abyssal.tokenizer.bpe import ASSISTANT, EOS, USER
+from abyssal.tokenizer.bpe import ASSISTANT, EOS, THINK, USER
 from abyssal.tokenizer.chat import Message
 
 PROMPTS = ["the deep sea", "", "深海 是 the fish", "see 🐟 the dark sea is the deep dark"]
@@ -47,7 +47,10 @@ def test_company_changes_nothing(llm):
 
 @pytest.mark.parametrize("seed", range(12))
 def test_streamed_text_joins_to_the_generated_text(llm, seed):
-    params = SamplingParams(max_tokens=40, seed=seed, stop=("se", "a d", "是"))
+    unthinking = {llm.tokenizer.control(THINK): -100.0}
+    params = SamplingParams(
+        max_tokens=40, seed=seed, stop=("se", "a d", "是"), logit_bias=unthinking
+    )
     completion = llm.generate("the deep", params)
     deltas = list(llm.stream("the deep", params))
     assert "".join(delta.text for delta in deltas) == completion.text

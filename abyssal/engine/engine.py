@@ -1,0 +1,310 @@
+"""The engine: requests in, deltas out, one pass of the model over everyone at a time.
+
+    plan -> copy pages -> pass -> draw -> text -> commit -> draft
+
+The scheduler says who reads what, the runner computes it, the sampler draws, and each answer turns
+its tokens into text. A fault of one request, in its grammar, its sampling values or its text, ends
+that request alone.
+"""
+
+import logging
+import time
+from collections.abc import Sequence
+from itertools import accumulate
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from abyssal.engine.answer import Answer
+from abyssal.engine.cache import PagedCache
+from abyssal.engine.grammar import Grammars
+from abyssal.engine.memory import cache_budget
+from abyssal.engine.options import EngineOptions as EngineOptions
+from abyssal.engine.options import Stats as Stats
+from abyssal.engine.pages import PAGE, PagePool
+from abyssal.engine.request import Delta, Grammar, Matcher, Request, TopLogprobs
+from abyssal.engine.runner import TILE, Reading, Runner
+from abyssal.engine.sampler import Row, sample
+from abyssal.engine.scheduler import Entry, Scheduler, Step
+from abyssal.engine.scoring import given
+from abyssal.engine.speculative import Drafter
+from abyssal.errors import AbyssalError, ConfigError
+from abyssal.model.transformer import DeepSeekV3
+from abyssal.tokenizer.bpe import Tokenizer
+
+logger = logging.getLogger(__name__)
+
+
+class Choice(NamedTuple):
+    """A token drawn, and what the model itself thought of it."""
+
+    token: int
+    logprob: float | None
+    top: TopLogprobs
+
+
+class _Turn(NamedTuple):
+    """What one request has in a pass."""
+
+    entry: Entry
+    answer: Answer
+    first: int  # its first row of the pass
+    rows: list[Row]  # draws to make: none while its prompt is being read
+
+
+class Engine:
+    """A model that serves many requests. One caller at a time, except of `compile`."""
+
+    def __init__(
+        self, model: DeepSeekV3, tokenizer: Tokenizer, options: EngineOptions | None = None
+    ):
+        self.model, self.tokenizer = model, tokenizer
+        self.options = options = options or EngineOptions()
+        config = model.config
+        if options.draft and not config.num_nextn_predict_layers:
+            raise ConfigError(
+                f"draft={options.draft}, but the model has no MTP module to draft with "
+                "(num_nextn_predict_layers=0); leave draft at 0"
+            )
+        self._pool = PagePool(_num_pages(model, options))
+        self._scheduler = Scheduler(
+            self._pool,
+            context=config.max_position_embeddings,
+            max_running=options.max_running,
+            max_step_tokens=options.max_step_tokens,
+            chunk=options.chunk,
+            max_waiting=options.max_waiting,
+            prefix_cache=options.prefix_cache,
+        )
+        self._cache = PagedCache(
+            config,
+            self._pool.capacity + 1,
+            model.embed_tokens.weight.dtype,
+            model.lm_head.weight.device,
+            num_layers=_num_layers(model, options),
+            fixed=options.deterministic,
+        )
+        self._runner = Runner(model, self._cache, TILE if options.deterministic else None)
+        self._drafter = Drafter(self._runner, options.draft) if options.draft else None
+        self._grammars = Grammars(tokenizer)
+        self._answers: dict[int, Answer] = {}
+        self._num_steps = self._num_drawn = 0
+        self._step_s = self._schedule_s = 0.0
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether nobody is running or waiting."""
+        return self._scheduler.is_idle
+
+    def compile(self, grammar: Grammar) -> Matcher:
+        """A grammar ready for `Request.matcher`; may be called from any thread.
+
+        Raises:
+            RequestError: it cannot be compiled, or is too large.
+        """
+        return self._grammars.compile(grammar)
+
+    def add(self, request: Request) -> None:
+        """Put a request at the end of its owner's queue.
+
+        Raises:
+            OverloadedError: the queue is full.
+            RequestError: the cache is too small for it, even alone.
+        """
+        live = self._scheduler.add(request)
+        self._answers[request.id] = Answer(live, self.tokenizer)
+
+    def abort(self, request_id: int) -> None:
+        """Forget a request, wherever it is; it is no error if it has ended."""
+        if self._answers.pop(request_id, None):
+            self._scheduler.abort(request_id)
+
+    @torch.inference_mode()
+    def step(self) -> list[Delta]:
+        """One pass of the model: a delta for each token that became certain."""
+        began = time.perf_counter()
+        deltas = [
+            self._answers.pop(live.request.id).end("deadline")
+            for live in self._scheduler.expire(time.monotonic())
+        ]
+        planned = time.perf_counter()
+        step = self._scheduler.plan()
+        self._schedule_s = time.perf_counter() - planned
+        if step is None:
+            return deltas
+        try:
+            deltas += self._run(step)
+        except Exception as problem:
+            logger.exception("a pass of %d requests failed", len(step.entries))
+            answers = [self._answers.get(entry.live.request.id) for entry in step.entries]
+            deltas += [self._fail(answer, problem) for answer in answers if answer]
+        self._num_steps += 1
+        self._step_s = time.perf_counter() - began
+        return deltas
+
+    def stats(self) -> Stats:
+        """Where things stand."""
+        scheduler, drafter = self._scheduler, self._drafter
+        return Stats(
+            requests_running=scheduler.num_running,
+            requests_waiting=scheduler.num_waiting,
+            pages_in_use=self._pool.in_use,
+            pages_total=self._pool.capacity,
+            preemptions=scheduler.num_preemptions,
+            prompt_tokens=scheduler.prompt_tokens_seen,
+            prompt_tokens_cached=scheduler.prompt_tokens_cached,
+            generation_tokens=self._num_drawn,
+            drafted=list(drafter.drafted) if drafter else [],
+            accepted=list(drafter.accepted) if drafter else [],
+            steps=self._num_steps,
+            expert_load=self._runner.expert_load.tolist(),
+            step_s=self._step_s,
+            schedule_s=self._schedule_s,
+        )
+
+    def _run(self, step: Step) -> list[Delta]:
+        """The pass, the draws, the text and the next drafts of a step."""
+        self._cache.copy(step.copies)
+        hidden = self._runner.hidden([_reading(entry) for entry in step.entries])
+        ends = accumulate(entry.count for entry in step.entries)
+        deltas: list[Delta] = []
+        turns = []
+        for entry, end in zip(step.entries, ends, strict=True):
+            answer = self._answers[entry.live.request.id]
+            first = end - entry.count
+            if answer.request.params.prompt_logprobs is not None:
+                self._score_prompt(answer, entry, hidden[first:end])
+            try:
+                turns.append(_Turn(entry, answer, first, _rows(entry, answer)))
+            except Exception as problem:  # noqa: BLE001 - see the module's docstring
+                deltas.append(self._fail(answer, problem))
+        deltas += self._draw_all(turns, hidden)
+        if self._drafter:
+            going = [turn for turn in turns if turn.entry.live.request.id in self._answers]
+            if going:
+                pairs = [(turn.entry, turn.answer) for turn in going]
+                self._drafter.propose(pairs, [turn.first for turn in going], hidden, self._guess)
+        return deltas
+
+    def _draw_all(self, turns: list[_Turn], hidden: Tensor) -> list[Delta]:
+        """Draw for every turn that asks for it, and commit them all."""
+        places = [
+            turn.first + turn.entry.count - 1 - len(turn.entry.live.drafts) + i
+            for turn in turns
+            for i in range(len(turn.rows))
+        ]
+        choices: list[Choice | Exception] = []
+        if places:
+            rows = [row for turn in turns for row in turn.rows]
+            choices = self._draw(self._runner.logits(hidden[places]), rows)
+        deltas: list[Delta] = []
+        for turn in turns:
+            mine, choices = choices[: len(turn.rows)], choices[len(turn.rows) :]
+            try:
+                deltas += self._take(turn, mine)
+            except Exception as problem:  # noqa: BLE001 - see the module's docstring
+                deltas.append(self._fail(turn.answer, problem))
+        return deltas
+
+    def _take(self, turn: _Turn, choices: list[Choice | Exception]) -> list[Delta]:
+        """The tokens of a turn that are certain: up to the first that its draft did not guess."""
+        live, answer = turn.entry.live, turn.answer
+        drafts = list(live.drafts)
+        tokens: list[int] = []
+        deltas: list[Delta] = []
+        for i, choice in enumerate(choices):
+            if isinstance(choice, Exception):
+                if deltas:
+                    break  # told again when this token is due
+                raise choice
+            is_limit = len(live.tokens) + len(tokens) + 1 >= live.limit
+            deltas.append(answer.take(choice.token, choice.logprob, choice.top, is_limit))
+            tokens.append(choice.token)
+            if deltas[-1].finish_reason or choice.token not in drafts[i : i + 1]:
+                break
+        if self._drafter and drafts:
+            right = sum(a == b for a, b in zip(drafts, tokens, strict=False))
+            ended = deltas[-1].finish_reason is not None
+            self._drafter.judge(min(len(drafts), len(tokens)) if ended else len(drafts), right)
+        if turn.entry.is_last and not turn.rows:  # the prompt was all that was asked for
+            deltas.append(answer.end("length"))
+        self._num_drawn += len(tokens)
+        self._scheduler.commit(turn.entry, tokens)
+        if deltas and deltas[-1].finish_reason:
+            self._scheduler.finish(live)
+            del self._answers[live.request.id]
+        return deltas
+
+    def _draw(self, logits: Tensor, rows: Sequence[Row]) -> list[Choice | Exception]:
+        """What sample draws from logits (S, W); a row that fails has its error in its place."""
+        try:
+            drawn = sample(logits, rows, self.tokenizer.vocab_size)
+        except Exception as problem:  # noqa: BLE001 - see the module's docstring
+            if len(rows) == 1:
+                return [problem]
+            single = (self._draw(logits[i : i + 1], [row]) for i, row in enumerate(rows))
+            return [choice for (choice,) in single]
+        return [Choice(*one) for one in zip(*drawn, strict=True)]
+
+    def _guess(self, logits: Tensor, rows: Sequence[Row]) -> list[int | None]:
+        """A draft's tokens; None where a draw fails, which is told when the token is due."""
+        choices = self._draw(logits, rows)
+        return [None if isinstance(choice, Exception) else choice.token for choice in choices]
+
+    def _score_prompt(self, answer: Answer, entry: Entry, hidden: Tensor) -> None:
+        """Note how likely each prompt token behind these places was, given hidden (T, D)."""
+        live = entry.live
+        targets = live.tokens[entry.start + 1 : min(entry.start + entry.count + 1, live.num_prompt)]
+        missing = live.num_prompt - 1 - len(answer.prompt_logprobs)
+        if not missing:  # read again after a preemption
+            return
+        asked = answer.request.params.prompt_logprobs or 0
+        scored: list[tuple[float, TopLogprobs]] = []
+        for logits in self._runner.logit_chunks(hidden[: len(targets)]):
+            labels = targets[len(scored) : len(scored) + len(logits)]
+            scored += given(logits, labels, asked)
+        answer.prompt_logprobs[entry.start :] = scored
+
+    def _fail(self, answer: Answer, problem: Exception) -> Delta:
+        """End one request with an error, and nobody else's."""
+        request_id = answer.request.id
+        self._answers.pop(request_id, None)
+        self._scheduler.abort(request_id)
+        if isinstance(problem, AbyssalError):
+            error = str(problem)
+        else:
+            logger.error("request %d failed", request_id, exc_info=problem)
+            error = f"the request failed inside the engine ({type(problem).__name__}); see its log"
+        return Delta(request_id, None, finish_reason="error", error=error)
+
+
+def _reading(entry: Entry) -> Reading:
+    live = entry.live
+    tokens = live.tokens[entry.start : entry.start + entry.count]
+    return Reading(tokens + live.drafts[: entry.count - len(tokens)], live.pages, entry.start)
+
+
+def _rows(entry: Entry, answer: Answer) -> list[Row]:
+    """The draws due to a request in this pass."""
+    return answer.rows() if entry.is_last and answer.request.params.max_tokens else []
+
+
+def _num_layers(model: DeepSeekV3, options: EngineOptions) -> int:
+    """Layers of the cache: those of the model, and the MTP module's where it drafts."""
+    return model.config.num_hidden_layers + bool(options.draft)
+
+
+def _num_pages(model: DeepSeekV3, options: EngineOptions) -> int:
+    """Pages of the cache, the scratch page included: what the budget holds, or all of use."""
+    weight, config = model.embed_tokens.weight, model.config
+    page_bytes = PagedCache.bytes_per_page(config, _num_layers(model, options), weight.dtype)
+    of_use = options.max_running * -(-(config.max_position_embeddings + options.draft) // PAGE)
+    if options.cache_bytes is None:
+        return 1 + max(min(cache_budget(weight.device) // page_bytes, of_use), 1)
+    if options.cache_bytes < 2 * page_bytes:
+        raise ConfigError(
+            f"cache_bytes={options.cache_bytes}, expected at least {2 * page_bytes}, two pages of "
+            f"{PAGE} tokens; give the cache more memory"
+        )
+    return options.cache_bytes // page_bytes
