@@ -47,11 +47,13 @@ def main() -> None:
     options.add_argument("--overload-s", type=float, default=30)
     options.add_argument("--json", action="store_true")
     args = options.parse_args()
-    with serving(args.folder, "--max-running", "64", "--max-waiting", "64") as (url, pid):
+    with serving(args.folder, "--max-running", "64", "--max-waiting", "64") as (url, pid, _):
         soaked = asyncio.run(soak(url, pid, args.streams, args.minutes * 60))
     limits = ("--max-running", str(RUNNING), "--max-waiting", str(WAITING))
-    with serving(args.folder, *limits) as (url, _):
+    with serving(args.folder, *limits) as (url, _, log):
         overloaded = asyncio.run(overload(url, args.overload_s))
+    lines = [json.loads(line) for line in log if '"status": 429' in line]
+    overloaded["refused_ms_at_server"] = _quantiles([line["ms"] for line in lines])
     results = {"soak": soaked, "overload": overloaded}
     if args.json:
         print(json.dumps(results))
@@ -63,8 +65,8 @@ def main() -> None:
 
 
 @contextmanager
-def serving(folder: str, *options: str) -> Iterator[tuple[str, int]]:
-    """The address and process id of a service of its own."""
+def serving(folder: str, *options: str) -> Iterator[tuple[str, int, deque[str]]]:
+    """The address and process id of a service of its own, and the lines of its log."""
     command = [sys.executable, "-m", "abyssal", "serve", folder, "--port", "0", *options]
     with subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
@@ -76,11 +78,14 @@ def serving(folder: str, *options: str) -> Iterator[tuple[str, int]]:
         else:
             raise SystemExit("the service did not start")
         # The log must be read, or the service would come to wait for it.
-        threading.Thread(target=deque, args=(p.stdout, 0), daemon=True).start()
+        log: deque[str] = deque()
+        reader = threading.Thread(target=log.extend, args=(p.stdout,))
+        reader.start()
         try:
-            yield found.group(), p.pid
+            yield found.group(), p.pid, log
         finally:
             p.terminate()
+            reader.join()
 
 
 async def soak(url: str, pid: int, streams: int, seconds: float) -> dict[str, object]:
@@ -90,7 +95,8 @@ async def soak(url: str, pid: int, streams: int, seconds: float) -> dict[str, ob
     memory: list[int] = []
     limits = httpx.Limits(max_connections=None, max_keepalive_connections=0)
     async with httpx.AsyncClient(base_url=url, timeout=120, limits=limits) as http:
-        await _stream(http, 0, None)  # what is built at the first request is there at the baseline
+        # What is built for a first crowd, a pool of threads among it, is there at the baseline.
+        await asyncio.gather(*(_stream(http, seed, None) for seed in range(streams)))
         before = await _holdings(http, pid)
         ends = time.monotonic() + seconds
 
@@ -144,10 +150,7 @@ async def overload(url: str, seconds: float) -> dict[str, object]:
         "tokens_per_s_in_overload": round(under),
         "share_kept": round(under / peak, 3),
         "refused": len(refused_ms),
-        "refused_ms_median": round(statistics.median(refused_ms), 1) if refused_ms else None,
-        "refused_ms_p99": round(statistics.quantiles(refused_ms, n=100)[98], 1)
-        if len(refused_ms) > 1
-        else None,
+        "refused_ms_at_client": _quantiles(refused_ms),
         "errors": dict(problems),
     }
 
@@ -178,6 +181,14 @@ async def _crowd(
     began = time.monotonic()
     await asyncio.gather(*(client(i) for i in range(clients)))
     return tokens / (time.monotonic() - began), refused_ms, problems
+
+
+def _quantiles(values_ms: list[float]) -> dict[str, float]:
+    """The median and what one in a hundred exceeds."""
+    if len(values_ms) < 2:
+        return {}
+    p99 = statistics.quantiles(values_ms, n=100)[98]
+    return {"median": round(statistics.median(values_ms), 1), "p99": round(p99, 1)}
 
 
 def _body(seed: int) -> dict[str, object]:

@@ -10,6 +10,7 @@ that request alone.
 import logging
 import time
 from collections.abc import Sequence
+from contextlib import nullcontext
 from itertools import accumulate
 from typing import NamedTuple
 
@@ -24,7 +25,7 @@ from abyssal.engine.options import EngineOptions as EngineOptions
 from abyssal.engine.options import Stats as Stats
 from abyssal.engine.pages import PAGE, PagePool
 from abyssal.engine.request import Delta, Grammar, Matcher, Request, TopLogprobs
-from abyssal.engine.runner import TILE, Reading, Runner
+from abyssal.engine.runner import TILE, Reading, Runner, even_shares
 from abyssal.engine.sampler import Row, sample
 from abyssal.engine.scheduler import Entry, Scheduler, Step
 from abyssal.engine.scoring import given
@@ -134,7 +135,8 @@ class Engine:
         if step is None:
             return deltas
         try:
-            deltas += self._run(step)
+            with even_shares() if self.options.deterministic else nullcontext():
+                deltas += self._run(step)
         except Exception as problem:
             logger.exception("a pass of %d requests failed", len(step.entries))
             answers = [self._answers.get(entry.live.request.id) for entry in step.entries]

@@ -39,7 +39,7 @@ class Prefixes:
         if is_partial and wanted + 1 > pool.num_free:  # rather than keep both, compute it again
             pool.release(pages.pop())
             computed, wanted, is_partial = len(pages) * PAGE, wanted + 1, False
-        if wanted + is_partial > pool.num_free:
+        if wanted > pool.num_free:
             pool.release_all(pages)
             return False
         if is_partial:

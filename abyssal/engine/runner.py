@@ -9,6 +9,7 @@ a prompt was cut or on what a cache already held. That is the deterministic mode
 """
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import numpy as np
@@ -128,6 +129,21 @@ class Runner:
         experts = experts + torch.arange(num_moe, device=experts.device)[:, None, None] * E
         met = experts.flatten().bincount(minlength=num_moe * E)
         self.expert_load += met.view(num_moe, E).cpu()
+
+
+@contextmanager
+def even_shares() -> Iterator[None]:
+    """At most two of torch's threads, as the deterministic mode needs.
+
+    Each thread ends its share of an elementwise operation in scalar code, where float32 silu rounds
+    differently. Halves of what a pass computes end on a vector, thirds may not.
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(min(threads, 2))
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _padded(rows: Tensor, count: int) -> Tensor:

@@ -163,7 +163,7 @@ class Scheduler:
             if live.drafts:
                 live.drafts = []
         else:
-            live.num_computed = computed = min(entry.start + entry.count, len(live.tokens) - 1)
+            live.num_computed = computed = entry.start + entry.count
         if computed >= live.next_full:
             self._prefixes.register(live)
 

@@ -5,9 +5,11 @@ response_format asks for. It begins where the answer does, behind the thoughts i
 """
 
 import json
+from itertools import groupby
 
 from abyssal.engine.llm import LLM
 from abyssal.engine.request import MAX_LOGPROBS, Grammar
+from abyssal.errors import DataError
 from abyssal.serve.faults import Dialect
 from abyssal.serve.sampling import Prepared, sampling_params
 from abyssal.serve.schema import (
@@ -77,8 +79,34 @@ def prompt_of(body: TokenizeRequest, llm: LLM, settings: Settings) -> list[int]:
 
 
 def messages_of(fields: list[ChatMessage]) -> list[Message]:
-    """The conversation of a request."""
-    return [Message.from_dict(message.model_dump(exclude_none=True)) for message in fields]
+    """The conversation of a request, results in the order of the calls they answer.
+
+    No ids reach the model, which knows results by their order.
+
+    Raises:
+        DataError: a result answers no call.
+    """
+    ordered: list[ChatMessage] = []
+    for is_result, run in groupby(fields, key=lambda message: message.role == "tool"):
+        turns = list(run)
+        if is_result:
+            calls = (ordered[-1].tool_calls or []) if ordered else []
+            turns = _in_order(turns, [call.id for call in calls])
+        ordered += turns
+    return [Message.from_dict(message.model_dump(exclude_none=True)) for message in ordered]
+
+
+def _in_order(results: list[ChatMessage], calls: list[str | None]) -> list[ChatMessage]:
+    """Results sorted by the calls they answer; calls without ids are answered in order."""
+    if None in calls:
+        return results
+    stray = [message.tool_call_id for message in results if message.tool_call_id not in calls]
+    if stray:
+        raise DataError(
+            f"tool_call_id={stray[0]!r:.60} answers no call of the message before it; send the "
+            "assistant's message with its tool_calls, then one result for each"
+        )
+    return sorted(results, key=lambda message: calls.index(message.tool_call_id))
 
 
 def tools_of(fields: list[ToolField] | None) -> list[Tool]:

@@ -5,10 +5,14 @@ import json
 from dataclasses import replace
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from abyssal.engine.cache import PagedCache
 from abyssal.engine.conversation import Conversation, Figures
+from abyssal.engine.llm import LLM
+from abyssal.engine.options import EngineOptions
 from abyssal.engine.pages import PAGE
 from abyssal.engine.request import Delta, SamplingParams
 from abyssal.errors import DataError, RequestError
@@ -78,8 +82,10 @@ def test_another_answer_takes_the_place_of_the_one_before(llm):
     ]
     assert [first, *tries] == expected
     assert len(set(expected)) > 1
-    say(conversation, "dark")
+    told = say(conversation, "dark")
     assert conversation.question == "dark"
+    asked = conversation.messages[:-1]
+    assert told == llm.chat(asked, replace(PARAMS, seed=40), temperature=1.0).text
 
 
 def test_without_a_question_there_is_no_other_answer(llm):
@@ -87,6 +93,17 @@ def test_without_a_question_there_is_no_other_answer(llm):
     with pytest.raises(RequestError, match="ask one first"):
         conversation.retry()
     assert conversation.turns == []
+
+
+def test_a_question_the_engine_will_not_take_is_forgotten(model, tokenizer):
+    page = PagedCache.bytes_per_page(model.config, 2, torch.float32)
+    llm = LLM(model, tokenizer, options=EngineOptions(cache_bytes=2 * page))
+    conversation = Conversation(llm, replace(PARAMS, max_tokens=60))
+    say(conversation, "the sea")
+    before = conversation.turns
+    with pytest.raises(RequestError, match="cache"):
+        say(conversation, "the deep sea " * 3)
+    assert conversation.turns == before
 
 
 def test_a_question_whose_answer_nobody_read_can_be_asked_again(llm):

@@ -1,7 +1,7 @@
 """What is computed once is found again by those who may, and shared pages stay as they are."""
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from abyssal.engine.live import Live
@@ -42,6 +42,8 @@ def run(scheduler: Scheduler) -> int:
 
 
 @given(st.integers(1, 300), st.integers(0, 300))
+@example(PAGE, PAGE)
+@example(2 * PAGE, 2 * PAGE)
 def test_a_prompt_costs_only_what_follows_the_whole_pages_it_has_in_common(length, common):
     scheduler = schedule()
     prompt = list(range(1000, 1000 + length))
@@ -77,6 +79,21 @@ def test_without_room_for_a_copy_the_last_page_is_computed_again():
     second = add(scheduler, 1, list(range(2 * PAGE)))
     assert run(scheduler) == PAGE
     assert second.num_cached == PAGE
+
+
+def test_pages_due_to_a_prompt_under_way_are_left_to_it():
+    scheduler = schedule(num_pages=6, chunk=PAGE)
+    first = add(scheduler, 0, list(range(2 * PAGE)), max_tokens=20)
+    while len(first.pages) < 3:
+        step(scheduler)
+    add(scheduler, 1, list(range(1000, 1000 + 2 * PAGE)))
+    third = add(scheduler, 2, list(range(2 * PAGE)))
+    step(scheduler)
+    # One page is free, but the second prompt has yet to read its other half.
+    assert scheduler.pool.num_free == 1
+    assert third.is_new
+    run(scheduler)
+    assert scheduler.num_preemptions == 0
 
 
 def test_a_reply_to_an_answer_finds_prompt_and_answer():
@@ -128,8 +145,9 @@ def test_a_prompt_that_is_scored_is_computed_as_a_whole_but_can_be_found():
 def test_without_prefix_cache_nothing_is_found_but_answers_of_a_group_share():
     scheduler = schedule(prefix_cache=False)
     for number in range(2):
-        add(scheduler, number, list(range(100)))
+        live = add(scheduler, number, list(range(100)))
         assert run(scheduler) == 100
+    assert scheduler.pool.find(live.digest(0)) is None
     add(scheduler, 2, list(range(100)), max_tokens=2)
     add(scheduler, 3, list(range(100)), max_tokens=2, group=2)
     assert run(scheduler) == 101 + 2
@@ -165,12 +183,29 @@ def test_answers_whose_first_one_is_gone_go_on_and_the_next_one_leads():
     assert run(scheduler) == 100 + 4 + 5
 
 
+def test_answers_go_on_waiting_for_their_first_one_when_another_is_gone():
+    scheduler = schedule(prefix_cache=False, chunk=30)
+    for number in range(3):
+        add(scheduler, number, list(range(100)), group=0, max_tokens=5)
+    step(scheduler)
+    scheduler.abort(1)
+    assert run(scheduler) == 70 + 4 + 5
+
+
+def test_answers_to_a_prompt_that_is_scored_each_read_all_of_it():
+    scheduler = schedule()
+    for number in range(3):
+        add(scheduler, number, list(range(100)), group=0, prompt_logprobs=0, max_tokens=5)
+    assert run(scheduler) == 3 * 104
+
+
 def test_others_go_ahead_of_answers_that_wait_for_their_prompt():
     scheduler = schedule(chunk=30, max_step_tokens=100)
     add(scheduler, 0, list(range(100)), group=0, owner="a")
     add(scheduler, 1, list(range(100)), group=0, owner="a")
-    add(scheduler, 2, list(range(10)), owner="b")
-    assert [entry.live.request.id for entry in step(scheduler).entries] == [0, 2]
+    for number in (2, 3, 4):
+        add(scheduler, number, list(range(10)), owner="b")
+    assert [entry.live.request.id for entry in step(scheduler).entries] == [0, 2, 3, 4]
     run(scheduler)
 
 

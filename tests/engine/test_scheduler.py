@@ -83,7 +83,7 @@ class Simulation:
     def step(self) -> Step | None:
         """Plan, check the plan, run it, and take what it says."""
         running = list(self.scheduler.running)
-        writing = [live for live in running if live.num_computed == len(live.tokens) - 1]
+        writing = {a: a.pages for a in running if a.num_computed == len(a.tokens) - 1}
         were_new = [live for live in self.order if live.is_new]
         step = self.scheduler.plan()
         if step is None:
@@ -133,13 +133,14 @@ class Simulation:
         assert uses == {p: self.pool.holders(p) for p in uses}
         assert len(uses) == self.pool.in_use
 
-    def _check_budgets(self, step: Step, writing: list[Live]) -> None:
+    def _check_budgets(self, step: Step, writing: dict[Live, list[int]]) -> None:
         scheduler, running = self.scheduler, list(self.scheduler.running)
         assert running
         assert running[0] in [entry.live for entry in step.entries], "the eldest goes on"
         assert len(running) <= scheduler.max_running
         assert sum(entry.count for entry in step.entries) <= scheduler.max_step_tokens
-        still = [live for live in writing if live in running]
+        # One preempted has other pages, even if it is admitted again at once.
+        still = [live for live, pages in writing.items() if live.pages is pages]
         assert [entry.live for entry in step.entries[: len(still)]] == still
         assert len({entry.live for entry in step.entries}) == len(step.entries)
         for entry in step.entries:
@@ -148,7 +149,7 @@ class Simulation:
             assert entry.start == live.num_computed
             assert entry.count > 0
             assert entry.is_last == (entry.start + entry.count == size)
-            assert live in writing or (entry.count <= scheduler.chunk and not live.drafts)
+            assert live in still or (entry.count <= scheduler.chunk and not live.drafts)
             assert not live.drafts or size < live.limit
 
     def _check_admissions(self, were_new: list[Live]) -> None:

@@ -58,6 +58,23 @@ async def test_people_with_different_keys_share_no_cached_prefixes(llm: LLM):
         assert await hits(client, KEYS[1]) > 0
 
 
+async def test_requests_carry_their_senders_name_and_salt(llm: LLM, monkeypatch):
+    made, make = [], llm.requests
+
+    def noting(*values, **more):
+        made.extend(make(*values, **more))
+        return made[-1:]
+
+    monkeypatch.setattr(llm, "requests", noting)
+    async with serving(llm, api_keys=KEYS) as client:
+        for key in (*KEYS, KEYS[0]):
+            body = {"model": "tiny", "prompt": "a", "max_tokens": 1}
+            await client.http.post("/v1/completions", json=body, headers=bearer(key))
+    senders = [(request.owner, request.salt) for request in made]
+    assert senders[0] == senders[2] != senders[1]
+    assert len({owner for owner, _ in senders}) == len({salt for _, salt in senders}) == 2
+
+
 async def test_the_manual_names_every_route_and_loads_nothing(llm: LLM):
     async with serving(llm) as client:
         reply = await client.http.get("/docs")

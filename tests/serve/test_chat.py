@@ -8,9 +8,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from abyssal.engine.llm import LLM
-from abyssal.serve.chat import prepare
+from abyssal.errors import DataError
+from abyssal.serve.chat import messages_of, prepare
 from abyssal.serve.faults import Fault
-from abyssal.serve.schema import ChatRequest, parse
+from abyssal.serve.schema import ChatMessage, ChatRequest, parse
 from abyssal.tokenizer.bpe import END_THINK, EOS, TOOL_CALLS_BEGIN, USER
 from abyssal.tokenizer.chat import Message, render
 from tests.serve.client import serving
@@ -142,6 +143,17 @@ async def test_usage_comes_on_deepseeks_last_chunk_and_in_a_chunk_of_openais(llm
     )
 
 
+async def test_with_n_answers_deepseeks_usage_waits_for_the_last_of_them(llm: LLM):
+    body = {"messages": ASK, "max_tokens": 6, "n": 3, "seed": 1}
+    async with serving(llm) as client:
+        whole = await client.whole(DEEPSEEK, **body)
+        chunks = await client.chunks(DEEPSEEK, **body)
+    assert [chunk["usage"]["completion_tokens"] for chunk in chunks if "usage" in chunk] == [
+        whole["usage"]["completion_tokens"]
+    ]
+    assert "usage" in chunks[-1]
+
+
 async def test_thoughts_come_apart_from_the_answer_and_count_as_reasoning(llm: LLM):
     end = llm.tokenizer.control(END_THINK)
     body = {"messages": ASK, "max_tokens": 12, "thinking": {"type": "enabled"}, "seed": 1}
@@ -259,6 +271,20 @@ async def test_logprobs_spell_the_answer_and_name_the_most_likely(llm: LLM):
     )
 
 
+async def test_logprobs_of_thoughts_are_a_list_of_their_own(llm: LLM):
+    end = str(llm.tokenizer.control(END_THINK))
+    body = {"messages": ASK, "max_tokens": 12, "thinking": {"type": "enabled"}, "seed": 1}
+    async with serving(llm) as client:
+        reply = await client.whole(
+            DEEPSEEK, **body, logprobs=True, logit_bias={end: 6}, ignore_eos=True
+        )
+    found = reply["choices"][0]["logprobs"]
+    thoughts = reply["usage"]["completion_tokens_details"]["reasoning_tokens"]
+    assert len(found["reasoning_content"]) == thoughts
+    assert found["reasoning_content"][-1]["token"] == END_THINK
+    assert len(found["content"]) == 12 - thoughts > 0
+
+
 async def test_a_token_outside_the_twenty_most_likely_has_the_apis_word_for_unlikely(llm: LLM):
     body = {"messages": ASK, "max_tokens": 1, "logprobs": True, "n": 40, "temperature": 2}
     ranks = llm.chat(  # the same 40 draws do not matter: the distribution is the same for each
@@ -276,6 +302,14 @@ async def test_a_token_outside_the_twenty_most_likely_has_the_apis_word_for_unli
     assert set(found) & set(known), "some draws were likely"
     for spelled, logprob in found.items():
         assert logprob == pytest.approx(known.get(spelled, -9999.0), abs=1e-5)
+
+
+async def test_an_answer_ends_where_the_model_would_speak_for_the_user(llm: LLM):
+    user = llm.tokenizer.control(USER)
+    async with serving(llm) as client:
+        reply = await client.whole(OPENAI, messages=ASK, max_tokens=9, logit_bias={user: 100})
+    assert reply["choices"][0]["finish_reason"] == "stop"
+    assert reply["usage"]["completion_tokens"] == 1
 
 
 async def test_the_mark_of_the_end_is_not_among_the_logprobs(llm: LLM):
@@ -396,6 +430,23 @@ def test_temperatures_are_deepseeks_where_the_service_says_so(llm: LLM, asked, m
         assert found == pytest.approx(expected)
 
 
+def test_every_wish_about_drawing_reaches_the_engine(llm: LLM):
+    wishes = {
+        "max_tokens": 7, "temperature": 0.4, "top_p": 0.8, "top_k": 9, "min_p": 0.1, "n": 2,
+        "presence_penalty": 0.5, "frequency_penalty": -0.5, "repetition_penalty": 1.2, "seed": 3,
+        "ignore_eos": True,
+    }  # fmt: skip
+    lists = {"stop": ["x", "y"], "bad_words": ["sea"], "logit_bias": {"5": 2.0}}
+    body = {"model": "tiny", "messages": ASK, "stop_token_ids": [8], **wishes, **lists}
+    house = service_settings()
+    params = prepare(parse(ChatRequest, body, "openai", house), llm, house, "openai").params
+    assert {name: getattr(params, name) for name in wishes} == wishes
+    assert params.stop == ("x", "y")
+    assert params.bad_words == ("sea",)
+    assert params.logit_bias == {5: 2.0}
+    assert params.stop_token_ids == (8, llm.tokenizer.control(USER))
+
+
 async def test_without_a_limit_openais_answer_may_fill_the_context_and_deepseeks_4096(llm: LLM):
     house = service_settings()
     request = parse(ChatRequest, {"model": "tiny", "messages": ASK}, "openai", house)
@@ -414,3 +465,21 @@ async def test_a_second_question_with_the_same_beginning_hits_the_cache(llm: LLM
     assert usage["prompt_cache_hit_tokens"] == usage["prompt_tokens_details"]["cached_tokens"]
     total = usage["prompt_cache_hit_tokens"] + usage["prompt_cache_miss_tokens"]
     assert total == usage["prompt_tokens"]
+
+
+def test_results_are_read_in_the_order_of_their_calls_whatever_theirs_is():
+    def turns(*ids: str) -> list[ChatMessage]:
+        calls = [{"id": i, "function": {"name": i, "arguments": "{}"}} for i in ("a", "b", "c")]
+        rows = [
+            {"role": "user", "content": "the"},
+            {"role": "assistant", "tool_calls": calls},
+            *({"role": "tool", "tool_call_id": i, "content": f"of {i}"} for i in ids),
+        ]
+        return [ChatMessage.model_validate(row) for row in rows]
+
+    wanted = messages_of(turns("a", "b", "c"))
+    assert [message.content for message in wanted[2:]] == ["of a", "of b", "of c"]
+    assert messages_of(turns("c", "a", "b")) == wanted
+    for strayed in (turns("a", "d"), turns("a", "b", "c")[2:]):
+        with pytest.raises(DataError, match="answers no call"):
+            messages_of(strayed)

@@ -362,7 +362,7 @@ def test_websockets_are_closed_and_the_lifespan_passes():
     assert seen == [{"type": "websocket.close", "code": 1008}, "lifespan"]
 
 
-def test_the_log_is_json_lines_with_the_end_of_a_traceback():
+def test_the_log_is_json_lines_once_with_the_end_of_a_traceback(caplog):
     stream = io.StringIO()
     loggers = [logging.getLogger(name) for name in ("abyssal", "uvicorn", "uvicorn.error")]
     before = [(one, one.handlers, one.level, one.propagate) for one in loggers]
@@ -382,3 +382,4 @@ def test_the_log_is_json_lines_with_the_end_of_a_traceback():
     assert started["event"] == "started on here\nnow"
     assert failed["trace"].endswith("the end")
     assert len(failed["trace"]) == 2000
+    assert not caplog.records  # nothing is written a second time by whoever set up the root logger
