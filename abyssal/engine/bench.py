@@ -102,4 +102,4 @@ def _requests(llm: LLM, load: Load) -> Sequence[Request]:
         [tokenizer.bos_token_id, *draw.choices(words, k=load.prompt_tokens - 1)]
         for _ in range(load.requests)
     ]
-    return llm.requests(prompts, params)
+    return llm.prompts.requests(prompts, params)

@@ -188,15 +188,16 @@ class _Desk:
 
     def _requests(self, question: Question) -> list[Request]:
         llm, params = self.llm, question.params
+        prompts = llm.prompts
         if not question.messages:
-            return llm.requests([llm.read(question.asked["prompt"])], params)
-        tokens = llm.render(question.messages, self.layout, question.thinking, question.tools)
-        params = llm.ending_at_user(params)
+            return prompts.requests([prompts.read(question.asked["prompt"])], params)
+        tokens = prompts.render(question.messages, self.layout, question.thinking, question.tools)
+        params = prompts.ending_at_user(params)
         if params.grammar and question.thinking:
             after = llm.tokenizer.control(END_THINK)
             params = replace(params, grammar=replace(params.grammar, after=after))
         layout = self.layout if question.tools else None
-        return llm.requests([tokens], params, layout=layout)
+        return prompts.requests([tokens], params, layout=layout)
 
     def _finish(self, turn: _Turn) -> None:
         self.finished += 1

@@ -273,12 +273,11 @@ class Engine:
         request_id = answer.request.id
         self._answers.pop(request_id, None)
         self._scheduler.abort(request_id)
-        if isinstance(problem, AbyssalError):
-            error = str(problem)
-        else:
+        error, is_bug = str(problem), not isinstance(problem, AbyssalError)
+        if is_bug:
             logger.error("request %d failed", request_id, exc_info=problem)
             error = f"the request failed inside the engine ({type(problem).__name__}); see its log"
-        return Delta(request_id, None, finish_reason="error", error=error)
+        return Delta(request_id, None, finish_reason="error", error=error, is_bug=is_bug)
 
 
 def _reading(entry: Entry) -> Reading:

@@ -10,7 +10,6 @@ import threading
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from itertools import count
 from pathlib import Path
 from typing import TypeGuard, Unpack, overload
 
@@ -20,10 +19,11 @@ from rich.progress import Progress
 
 from abyssal.engine import scoring
 from abyssal.engine.engine import Engine, EngineOptions
+from abyssal.engine.prompts import Prompts
 from abyssal.engine.request import Completion, Delta, Request, SamplingChanges, SamplingParams
-from abyssal.errors import ConfigError, DataError, RequestError
+from abyssal.errors import ConfigError, RequestError
 from abyssal.model.transformer import DeepSeekV3
-from abyssal.tokenizer.bpe import END_THINK, THINK, USER, Tokenizer
+from abyssal.tokenizer.bpe import Tokenizer
 from abyssal.tokenizer.chat import Layout, Message, render
 from abyssal.tokenizer.tools import Tool
 
@@ -66,12 +66,11 @@ class LLM:
                 f"the tokenizer has {self.tokenizer.vocab_size} tokens and the model only "
                 f"vocab_size={self.config.vocab_size}; use the tokenizer it was trained with"
             )
-        self._think = _think_tokens(self.tokenizer)
-        self._ids = count()
         self._lock = threading.Lock()  # whoever holds it drives the engine
         self._boxes: dict[int, deque[Delta]] = {}  # by request: where its call collects deltas
         self._given_up: deque[int] = deque()  # requests nobody reads any more
         self.engine = Engine(self.model, self.tokenizer, options)
+        self.prompts = Prompts(self.config, self.tokenizer, self.engine.compile)
 
     @overload
     def generate(
@@ -104,17 +103,20 @@ class LLM:
         """Continue one text, or many prompts together; `changes` are fields of SamplingParams.
 
         A text is read after BOS; a list of tokens as it is. A list gives the n answers of the first
-        prompt, then those of the second, and so on. Equal prompts and seeds give equal answers.
+        prompt, then those of the second, and so on. Equal prompts and seeds give equal answers. One
+        of many that fails on its way ends with finish_reason "error" and disturbs no other.
 
         Raises:
-            RequestError: a prompt is longer than the model can read, or a value is impossible.
+            RequestError: a prompt is longer than the model can read, a value is impossible, or the
+            answer to a single text fails on its way.
         """
         params = _changed(params, changes)
         if isinstance(prompts, str):
             _check_single(params)
-            return self._complete(self.requests([self.read(prompts)], params), progress)[0]
-        read = [self.read(prompt) for prompt in prompts]
-        return self._complete(self.requests(read, params), progress)
+            requests = self.prompts.requests([self.prompts.read(prompts)], params)
+            return _whole(self._complete(requests, progress)[0])
+        read = [self.prompts.read(prompt) for prompt in prompts]
+        return self._complete(self.prompts.requests(read, params), progress)
 
     def chat(
         self,
@@ -136,11 +138,11 @@ class LLM:
         """
         params = _changed(params, changes)
         _check_single(params)
-        tokens = self.render(messages, layout, thinking, tools)
-        requests = self.requests(
-            [tokens], self.ending_at_user(params), layout=layout if tools else None
+        tokens = self.prompts.render(messages, layout, thinking, tools)
+        requests = self.prompts.requests(
+            [tokens], self.prompts.ending_at_user(params), layout=layout if tools else None
         )
-        return self._complete(requests, progress=False)[0]
+        return _whole(self._complete(requests, progress=False)[0])
 
     def stream(
         self,
@@ -156,11 +158,12 @@ class LLM:
         params = _changed(params, changes)
         _check_single(params)
         if isinstance(prompt, Message) or _are_messages(prompt):
-            tokens = self.render(prompt, layout, thinking, tools)
-            params = self.ending_at_user(params)
+            tokens = self.prompts.render(prompt, layout, thinking, tools)
+            params = self.prompts.ending_at_user(params)
         else:
-            tokens = self.read(prompt)
-        return self._deltas(self.requests([tokens], params, layout=layout if tools else None))
+            tokens = self.prompts.read(prompt)
+        called = layout if tools else None
+        return self._deltas(self.prompts.requests([tokens], params, layout=called))
 
     def score(self, token_lists: Sequence[Sequence[int]]) -> list[list[float]]:
         """Log-probability of each token given those before it: n - 1 numbers for n tokens."""
@@ -172,97 +175,6 @@ class LLM:
     ) -> int:
         """Tokens a conversation takes up before its answer."""
         return len(render(messages, self.tokenizer, layout, thinking).tokens)
-
-    def read(self, prompt: object) -> list[int]:
-        """The tokens of a raw prompt, a text or tokens, checked against vocabulary and context.
-
-        Raises:
-            RequestError: it is neither, is empty or too long, or holds an unknown token.
-        """
-        if isinstance(prompt, str):
-            tokens = self.tokenizer.encode(prompt, bos=True)
-        elif _is_tokens(prompt):
-            tokens = list(prompt)
-        else:
-            raise RequestError(f"prompt={prompt!r:.60}, expected a text or a list of token ids")
-        if not tokens:
-            raise RequestError("the prompt has no tokens, expected at least one; begin with BOS")
-        wrong = [token for token in tokens if not 0 <= token < self.config.vocab_size]
-        if wrong:
-            raise RequestError(
-                f"token {wrong[0]} in the prompt, expected ids from 0 to "
-                f"{self.config.vocab_size - 1}"
-            )
-        return self._fitting(tokens, "prompt", "shorten it")
-
-    def render(
-        self,
-        messages: str | Message | Sequence[Message],
-        layout: Layout = "v3",
-        thinking: bool = False,
-        tools: Sequence[Tool] = (),
-    ) -> list[int]:
-        """The tokens of a conversation, checked against the context.
-
-        Raises:
-            RequestError: it is too long.
-            DataError: the conversation or the layout is impossible.
-        """
-        if isinstance(messages, str):
-            messages = Message("user", messages)
-        if isinstance(messages, Message):
-            messages = [messages]
-        tokens = render(messages, self.tokenizer, layout, thinking, tools=tools).tokens
-        return self._fitting(tokens, "conversation", "drop its oldest turns")
-
-    def requests(
-        self,
-        prompts: Sequence[list[int]],
-        params: SamplingParams,
-        *,
-        thinking: bool | None = None,
-        layout: Layout | None = None,
-        owner: str = "",
-        salt: bytes = b"",
-        deadline_s: float | None = None,
-    ) -> list[Request]:
-        """n requests for each prompt, ids new, the grammar compiled; for the engine.
-
-        `thinking` None reads off the prompt whether the answer opens inside <think>; `layout` is
-        the one whose tool calls are recognized.
-
-        Raises:
-            RequestError: a token is unknown, or the grammar cannot be compiled.
-        """
-        self._check_tokens(params)
-        matcher = None if params.grammar is None else self.engine.compile(params.grammar)
-        silent = replace(params, prompt_logprobs=None, max_tokens=max(params.max_tokens, 1))
-        made = []
-        for tokens in prompts:
-            first = next(self._ids)
-            thinks = self._is_thinking(tokens) if thinking is None else thinking
-            for sample in range(params.n):
-                made.append(
-                    Request(
-                        id=first if sample == 0 else next(self._ids),
-                        tokens=tokens,
-                        params=params if sample == 0 else silent,
-                        sample=sample,
-                        thinking=thinks,
-                        layout=layout,
-                        group=first,
-                        owner=owner,
-                        salt=salt,
-                        deadline_s=deadline_s,
-                        matcher=matcher,
-                    )
-                )
-        return made
-
-    def ending_at_user(self, params: SamplingParams) -> SamplingParams:
-        """An answer also ends where the model would write the user's next turn."""
-        ends = (*params.stop_token_ids, self.tokenizer.control(USER))
-        return replace(params, stop_token_ids=ends)
 
     def _complete(self, requests: list[Request], progress: bool) -> list[Completion]:
         deltas: dict[int, list[Delta]] = {request.id: [] for request in requests}
@@ -306,26 +218,6 @@ class LLM:
         for delta in self.engine.step():
             self._boxes[delta.request_id].append(delta)
 
-    def _check_tokens(self, params: SamplingParams) -> None:
-        known = self.tokenizer.vocab_size
-        for token in (*params.stop_token_ids, *params.logit_bias):
-            if token >= known:
-                raise RequestError(f"token {token} in the request, expected ids below {known}")
-
-    def _fitting(self, tokens: list[int], what: str, remedy: str) -> list[int]:
-        context = self.config.max_position_embeddings
-        if len(tokens) > context - 1:
-            raise RequestError(
-                f"the {what} has {len(tokens)} tokens, but the model reads at most {context - 1} "
-                f"before it writes one (max_position_embeddings={context}); {remedy}"
-            )
-        return tokens
-
-    def _is_thinking(self, tokens: list[int]) -> bool:
-        """Whether a prompt ends inside <think>: only a chat layout can have opened it."""
-        marks = [token for token in tokens if self._think and token in self._think]
-        return bool(marks) and self._think is not None and marks[-1] == self._think[0]
-
 
 def _load(folder: str | Path, dtype: torch.dtype | None, device: torch.device) -> DeepSeekV3:
     model = DeepSeekV3.load(folder)
@@ -349,16 +241,12 @@ def _check_single(params: SamplingParams) -> None:
         )
 
 
-def _is_tokens(prompt: object) -> TypeGuard[list[int]]:
-    return isinstance(prompt, list) and all(isinstance(token, int) for token in prompt)
+def _whole(completion: Completion) -> Completion:
+    """The answer, unless it was ended by an error."""
+    if completion.error is not None:
+        raise RequestError(completion.error)
+    return completion
 
 
 def _are_messages(prompt: object) -> TypeGuard[Sequence[Message]]:
     return isinstance(prompt, Sequence) and any(isinstance(turn, Message) for turn in prompt)
-
-
-def _think_tokens(tokenizer: Tokenizer) -> tuple[int, int] | None:
-    try:
-        return tokenizer.control(THINK), tokenizer.control(END_THINK)
-    except DataError:
-        return None  # the first release of V3 has neither

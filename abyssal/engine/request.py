@@ -156,6 +156,7 @@ class Delta:
     cached_tokens: int = 0  # of the prompt, found in the prefix cache
     prompt_logprobs: tuple[tuple[float, TopLogprobs], ...] | None = None  # with the first one
     error: str | None = None  # what ended the answer, with finish_reason "error"
+    is_bug: bool = False  # ... and it was no fault of the request
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

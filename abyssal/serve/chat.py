@@ -53,7 +53,7 @@ def prepare(body: ChatRequest, llm: LLM, settings: Settings, dialect: Dialect) -
         stop_token_ids=(llm.tokenizer.control(USER),),
         forbidden=_forbidden(body, llm),
     )
-    prompt = llm.render(messages, layout, thinking, tools)
+    prompt = llm.prompts.render(messages, layout, thinking, tools)
     return Prepared([prompt], params, layout=layout if tools else None)
 
 

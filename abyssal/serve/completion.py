@@ -39,7 +39,7 @@ def prepare(body: CompletionRequest, llm: LLM, settings: Settings, dialect: Dial
         logprobs=body.logprobs,
         prompt_logprobs=(body.logprobs or 0) if scores else None,
     )
-    prompts = [llm.read(_tokens(body, prompt, llm.tokenizer)) for prompt in body.prompt]
+    prompts = [llm.prompts.read(_tokens(body, prompt, llm.tokenizer)) for prompt in body.prompt]
     return Prepared(prompts, params, thinking=False)
 
 

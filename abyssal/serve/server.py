@@ -26,7 +26,7 @@ from abyssal.serve.settings import Settings
 
 # A thread that computes in Python gives way to the event loop after this long. With the usual 5 ms
 # one message in a hundred came 95 ms after the one before it, with this 65 (64 streams of a toy
-# model on two busy cores); tokens per second were the same.
+# model on two busy cores, a run or two each).
 SWITCH_S = 0.0005
 
 _LAST_WORDS_S = 5.0  # for replies to be written after the drain

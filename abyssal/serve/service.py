@@ -132,7 +132,7 @@ class Service:
     def _requests(
         self, request: HttpRequest, prepared: Prepared, deadline_s: float
     ) -> list[Request]:
-        return self.llm.requests(
+        return self.llm.prompts.requests(
             prepared.prompts,
             prepared.params,
             thinking=prepared.thinking,

@@ -129,7 +129,7 @@ class LiveResponse(Response):
         self._stopwatch.note(deltas)
         for delta in deltas:
             if delta.error is not None:
-                raise _fault_of(delta.error, self._dialect)
+                raise internal() if delta.is_bug else invalid(delta.error, self._dialect)
             self._was_written |= delta.token is not None
         came_late = any(delta.finish_reason == "deadline" for delta in deltas)
         if came_late and not self._was_written and self._stream.is_over():
@@ -185,11 +185,6 @@ def _events(chunks: Iterable[dict[str, Any]]) -> bytes:
 def _dumps(value: object) -> bytes:
     """Compact JSON in ASCII: some clients break lines at U+2028 and its like."""
     return _ENCODER.encode(value).encode()
-
-
-def _fault_of(error: str, dialect: Dialect) -> Fault:
-    """What an error of the engine's is to the sender: a bug of ours, or something of theirs."""
-    return internal() if error.endswith("see its log") else invalid(error, dialect)
 
 
 def _too_late() -> Fault:

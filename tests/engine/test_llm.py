@@ -9,7 +9,7 @@ import torch
 from abyssal.batch import Batch
 from abyssal.config import ModelConfig
 from abyssal.engine.llm import LLM
-from abyssal.engine.request import SamplingParams
+from abyssal.engine.request import Grammar, SamplingParams
 from abyssal.errors import CheckpointError, ConfigError, RequestError
 from abyssal.model.transformer import DeepSeekV3
 from abyssal.tokenizer.bpe import ASSISTANT, EOS, THINK, USER
@@ -238,3 +238,14 @@ def test_a_wrong_folder_and_a_wrong_tokenizer_are_explained(llm, tmp_path):
     small = DeepSeekV3(replace(llm.config, vocab_size=100))
     with pytest.raises(ConfigError, match="vocab_size=100"):
         LLM(small, llm.tokenizer)
+
+
+def test_an_answer_that_fails_is_an_error_alone_and_a_note_among_many(llm):
+    grammar = Grammar(kind="regex", source="[a-z]+")
+    nothing = SamplingParams(grammar=grammar, bad_words=list("abcdefghijklmnopqrstuvwxyz"))
+    with pytest.raises(RequestError, match="token"):
+        llm.generate("the", nothing)
+    (completion,) = llm.generate(["the"], nothing)
+    assert completion.finish_reason == "error"
+    assert completion.tokens == []
+    assert llm.engine.is_idle

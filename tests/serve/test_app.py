@@ -59,13 +59,13 @@ async def test_people_with_different_keys_share_no_cached_prefixes(llm: LLM):
 
 
 async def test_requests_carry_their_senders_name_and_salt(llm: LLM, monkeypatch):
-    made, make = [], llm.requests
+    made, make = [], llm.prompts.requests
 
     def noting(*values, **more):
         made.extend(make(*values, **more))
         return made[-1:]
 
-    monkeypatch.setattr(llm, "requests", noting)
+    monkeypatch.setattr(llm.prompts, "requests", noting)
     async with serving(llm, api_keys=KEYS) as client:
         for key in (*KEYS, KEYS[0]):
             body = {"model": "tiny", "prompt": "a", "max_tokens": 1}
@@ -130,7 +130,7 @@ async def test_a_bug_is_a_500_with_an_id_that_the_log_has_too(llm: LLM, monkeypa
     def broken(*_: object) -> None:
         raise KeyError("the secret of the prompt")
 
-    monkeypatch.setattr(llm, "render", broken)
+    monkeypatch.setattr(llm.prompts, "render", broken)
     async with serving(llm) as client:
         with caplog.at_level(logging.ERROR):
             reply = await client.post("/v1/chat/completions", messages=ASK)

@@ -98,7 +98,7 @@ async def test_many_readers_at_once_each_read_what_the_engine_writes_offline(llm
     prompts = [[0, *range(5, 8 + i)] for i in range(12)]
     expected = [completion.tokens for completion in llm.generate(prompts, GREEDY)]
     async with Running(llm.engine) as bridge:
-        streams = [sent(bridge, *llm.requests([prompt], GREEDY)) for prompt in prompts]
+        streams = [sent(bridge, *llm.prompts.requests([prompt], GREEDY)) for prompt in prompts]
         found = await asyncio.gather(*map(all_of, streams))
     assert [[delta.token for delta in deltas] for deltas in found] == expected
 

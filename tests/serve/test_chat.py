@@ -202,7 +202,7 @@ def test_who_thinks_is_the_layouts_habit_then_the_fields_word_then_the_names(
             prepare(request, llm, house, "openai")
         return
     prepared = prepare(request, llm, house, "openai")
-    (made,) = llm.requests(prepared.prompts, prepared.params, layout=prepared.layout)
+    (made,) = llm.prompts.requests(prepared.prompts, prepared.params, layout=prepared.layout)
     assert made.thinking == thinks
 
 

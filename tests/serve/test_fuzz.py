@@ -105,7 +105,7 @@ PATHS = st.sampled_from([
 ])  # fmt: skip
 
 
-@settings(max_examples=1500, suppress_health_check=list(HealthCheck))
+@settings(max_examples=1600, suppress_health_check=list(HealthCheck))
 @given(path=PATHS, changes=st.dictionaries(FIELDS, JUNK, max_size=3), prompt=TEXTS)
 def test_any_body_is_answered_or_refused(http, path, changes, prompt):
     body = {

@@ -154,14 +154,10 @@ async def test_a_time_limit_before_the_first_token_is_a_503(llm: LLM, monkeypatc
 
 
 @pytest.mark.parametrize(
-    ("error", "kind"),
-    [
-        ("the grammar leaves no token", "invalid_request_error"),
-        ("the request failed inside the engine (KeyError); see its log", "server_error"),
-    ],
+    ("is_bug", "kind"), [(False, "invalid_request_error"), (True, "server_error")]
 )
 async def test_a_failure_half_way_is_told_in_the_stream_and_before_it_by_a_status(
-    llm: LLM, monkeypatch, error, kind
+    llm: LLM, monkeypatch, is_bug, kind
 ):
     whole_step = llm.engine.step
 
@@ -171,7 +167,8 @@ async def test_a_failure_half_way_is_told_in_the_stream_and_before_it_by_a_statu
             if not llm.engine.is_idle and llm.engine.stats().generation_tokens > after:
                 for delta in deltas:
                     llm.engine.abort(delta.request_id)
-                    return [Delta(delta.request_id, None, finish_reason="error", error=error)]
+                    end = {"finish_reason": "error", "error": "no token", "is_bug": is_bug}
+                    return [Delta(delta.request_id, None, **end)]
             return deltas
 
         return step
