@@ -8,6 +8,7 @@ reads them. Page 0 is nobody's; it stands where a table must be filled up.
     R qk_rope_head_dim
 """
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
@@ -30,6 +31,8 @@ from abyssal.kernels.latent_attention import (
 
 MOST_TOGETHER = 8  # tokens of an extent that is read together with others of its count
 MOST_PADDING = 12  # pages copied in vain in a group; more cost more than another call
+
+_ALIGNMENT = 64  # bytes: a line of the caches, and the widest vector
 
 
 @dataclass(slots=True)
@@ -61,7 +64,7 @@ class PagedCache:
         self.config, self.fixed = config, fixed
         # Zeros, not empty: a hidden position has weight 0, and 0 * nan would be nan.
         shape = (num_layers, num_pages, PAGE, config.latent_size)
-        self.pool = torch.zeros(shape, dtype=dtype, device=device)
+        self.pool = _zeros(shape, dtype, device)
         self._reads: list[_Read] = []
         self._pairs: Pairs | None = None
 
@@ -109,6 +112,16 @@ class PagedCache:
             queries = q[rows].unflatten(0, (len(group.table), -1))  # (S, n, H, C+R)
             out[rows] = latent_attention(queries, pages, group, scale, C).flatten(0, 1)
         return out
+
+
+def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Zeros; on a CPU memory is taken when it is first written, where torch.zeros writes it all."""
+    if device.type != "cpu":
+        return torch.zeros(shape, dtype=dtype, device=device)
+    num_bytes = math.prod(shape) * dtype.itemsize
+    raw = np.zeros(num_bytes + _ALIGNMENT, dtype=np.uint8)
+    start = -raw.ctypes.data % _ALIGNMENT
+    return torch.from_numpy(raw[start : start + num_bytes]).view(dtype).view(shape)
 
 
 class _Read(NamedTuple):

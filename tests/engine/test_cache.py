@@ -1,9 +1,11 @@
 """A cache in pages gives a sequence what one pass over all of it would, however it was filled."""
 
 import copy
+import os
 import random
 from dataclasses import replace
 from itertools import pairwise
+from pathlib import Path
 
 import pytest
 import torch
@@ -207,3 +209,21 @@ def test_passes_of_one_size_give_a_sequence_the_same_bits_in_any_company_order_a
     for most in (1, 5, TILE):
         for found, expected in zip(read_in_tiles(model, sequences, most, draw), alone, strict=True):
             assert torch.equal(found, expected)
+
+
+def resident_bytes() -> int:
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="asks Linux")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_page_takes_memory_when_it_is_written_and_not_before(model, dtype):
+    page_bytes = PagedCache.bytes_per_page(model.config, 2, dtype)
+    before = resident_bytes()
+    cache = PagedCache(model.config, 2**31 // page_bytes, dtype, torch.device("cpu"), num_layers=2)
+    assert cache.pool.nbytes > 2**31 - page_bytes
+    assert cache.pool.data_ptr() % 64 == 0
+    assert resident_bytes() - before < 2**27
+    assert not cache.pool[:, 1000].any()
+    cache.pool[:, 1:20_000] = 1
+    assert resident_bytes() - before > 19_000 * page_bytes
