@@ -110,13 +110,6 @@ class PagePool:
         """Whether the page can be found, so that its latents must stay as they are."""
         return self._digests[page] is not None
 
-    def forget_all(self) -> None:
-        """Let no page be found any more, as after a change of the model's weights."""
-        self._pages.clear()
-        self._digests = [None] * len(self._digests)
-        self._free.extend(self._evictable)
-        self._evictable.clear()
-
     def _forget(self, page: int) -> None:
         digest = self._digests[page]
         assert digest is not None, f"page {page} was evictable without a digest"

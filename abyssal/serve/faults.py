@@ -4,7 +4,7 @@ Two services share the object and differ in statuses. OpenAI (``/v1/...``) calls
 a request 400 and a model it does not have 404; DeepSeek (the same paths without ``/v1``) keeps 400
 for bodies that cannot be read and models it does not have, and says 422 to values out of range.
 
-A body stays under MAX_BODY_BYTES whatever was sent, and what was sent is quoted in pieces of at
+A body stays under 4 KiB whatever was sent, and what was sent is quoted in pieces of at
 most MAX_QUOTE characters.
 """
 
@@ -21,7 +21,6 @@ from abyssal.errors import AbyssalError, DataError, OverloadedError, RequestErro
 
 Dialect = Literal["openai", "deepseek"]
 
-MAX_BODY_BYTES = 4095
 MAX_QUOTE = 40  # characters of input in one message; its place may hold some more
 
 _logger = logging.getLogger(__name__)
@@ -56,7 +55,7 @@ class Fault(Exception):
         self.headers = dict(headers or {})
 
     def to_body(self) -> dict[str, dict[str, str | None]]:
-        """The error object; as JSON it has at most MAX_BODY_BYTES bytes, in any escaping."""
+        """The error object; as JSON it has less than 4 KiB, in any escaping."""
         error = {"message": self.message, "type": self.type, "param": self.param, "code": self.code}
         return {"error": error}
 

@@ -415,7 +415,7 @@ REFUSED = {
 
 @pytest.mark.parametrize("name", LARGE)
 def test_what_is_only_large_is_served(tokenizer, grammars, name):
-    assert slowest_step_s(grammars.compile(LARGE[name]), tokenizer) < 5
+    assert slowest_step_s(grammars.compile(LARGE[name]), tokenizer) < 1
 
 
 @pytest.mark.parametrize("name", BOMBS)
@@ -428,7 +428,7 @@ def test_a_bomb_is_refused_quickly_or_does_no_harm(tokenizer, name):
         assert len(str(caught.value)) < 500
     else:
         matcher = grammars.compile(Grammar(kind=kind, source=source))
-        assert slowest_step_s(matcher, tokenizer) < 5
+        assert slowest_step_s(matcher, tokenizer) < 1
     assert time.monotonic() - start < grammar_module.MAX_COMPILE_S + 2
 
 

@@ -60,10 +60,6 @@ def do(pool: PagePool, model: Definition, action: str, number: int) -> None:
     digest = DIGESTS[number % len(DIGESTS)]
     if action == "allocate":
         model.took(pool.allocate())
-    elif action == "forget_all":
-        pool.forget_all()
-        model.digest_of.clear()
-        model.evictable.clear()
     elif action == "share found":
         page = pool.find(digest)
         assert page == model.find(digest)
@@ -77,7 +73,7 @@ def do(pool: PagePool, model: Definition, action: str, number: int) -> None:
         getattr(model, action)(*arguments)
 
 
-ACTIONS = ["allocate", "release", "share", "share found", "register", "forget_all"]
+ACTIONS = ["allocate", "release", "share", "share found", "register"]
 OFTEN = ["allocate", "release", "register", "share found"]
 
 

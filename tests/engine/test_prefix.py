@@ -218,12 +218,3 @@ def test_the_prefix_unused_longest_is_forgotten_first_and_from_its_end():
     run(scheduler)  # takes one page more than were free
     assert [scheduler.pool.find(old.digest(block)) is None for block in range(3)] == [0, 0, 1]
     assert scheduler.pool.find(new.digest(0)) is not None
-
-
-def test_nothing_is_found_after_forget_all():
-    scheduler = schedule()
-    add(scheduler, 0, list(range(100)))
-    run(scheduler)
-    scheduler.pool.forget_all()
-    add(scheduler, 1, list(range(100)))
-    assert run(scheduler) == 100

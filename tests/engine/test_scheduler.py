@@ -5,6 +5,7 @@ next token follows from the last latent. So a page with the wrong content shows 
 """
 
 import random
+import sys
 from collections.abc import Callable
 
 import pytest
@@ -505,3 +506,29 @@ def test_deadlines_end_who_waits_and_who_runs():
     assert (scheduler.num_running, scheduler.num_waiting) == (0, 2)
     assert scheduler.abort(0) is None
     assert simulation.pool.in_use == 0
+
+
+@pytest.mark.parametrize("drafts", [0, 1])
+def test_planning_and_committing_32_answers_makes_few_calls_for_each(drafts):
+    """What a step costs, without a clock: benchmarks/scheduler.py has the microseconds."""
+    scheduler = Scheduler(PagePool(1000), context=1000)
+    for i in range(32):
+        params = SamplingParams(max_tokens=1000)
+        scheduler.add(Request(id=i, tokens=[i] * (40 + 2 * i), params=params))
+    calls: list[int] = []
+
+    def count(frame: object, event: str, argument: object) -> None:
+        calls[-1] += event in ("call", "c_call")
+
+    for _ in range(130):
+        for live in scheduler.running:
+            live.drafts = [3] * drafts
+        calls.append(0)
+        sys.setprofile(count)
+        step = scheduler.plan()
+        for entry in step.entries:
+            scheduler.commit(entry, [3] * (1 + drafts))
+        sys.setprofile(None)
+    assert [entry.count for entry in step.entries] == [1 + drafts] * 32
+    assert sorted(calls)[len(calls) // 2] < 32 * (6 + 2 * drafts)
+    assert max(calls[2:]) < 512  # some of the 32 fill a page; before, all are admitted and read

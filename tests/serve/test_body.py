@@ -149,7 +149,7 @@ def test_a_swarm_of_values_is_refused_before_it_is_made(value):
 
     begin_s = time.perf_counter()
     assert "values" in refusal_of(parse_json, body(MAX_VALUES + 1), ROOMY).message
-    assert time.perf_counter() - begin_s < 20
+    assert time.perf_counter() - begin_s < 2
     assert len(parse_json(body(1000), ROOMY)) == 1000
 
 
@@ -167,7 +167,7 @@ def test_no_body_of_8_mib_takes_long():
     ):
         begin_s = time.perf_counter()
         refusal_of(parse_json, body, ROOMY)
-        assert time.perf_counter() - begin_s < 20, body[:8]
+        assert time.perf_counter() - begin_s < 3, body[:8]
 
 
 # The request around them
@@ -235,7 +235,7 @@ def test_a_body_that_drips_is_cut_off_after_body_timeout_s():
     fault = refusal_of(read, *[b" "] * 5, settings=hasty, then={"type": "never"})
     assert fault.status == 408
     assert fault.headers["connection"] == "close"
-    assert time.perf_counter() - begin_s < 20
+    assert time.perf_counter() - begin_s < 2
 
 
 def test_a_client_that_leaves_while_it_sends_ends_the_reading():

@@ -382,7 +382,7 @@ def test_a_million_messages_are_refused_at_once():
     body = {**CHAT, "messages": [{}] * 10**6}
     fault = refusal_of(parse, ChatRequest, body, "openai", many)
     assert fault.param == "messages.0.role"
-    assert time.perf_counter() - begin_s < 20
+    assert time.perf_counter() - begin_s < 2
 
 
 def test_limits_are_those_of_the_settings():
