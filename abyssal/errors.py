@@ -27,3 +27,7 @@ class RequestError(AbyssalError):
 
 class OverloadedError(AbyssalError):
     """More requests than the queue holds; the same request may be served later."""
+
+
+class KernelError(AbyssalError):
+    """Native kernels that an environment variable asks for and this machine cannot have."""

@@ -10,6 +10,10 @@ one pool; a table names them in order. ``reference`` is the definition, one quer
 multiplies whole sequences at once; a copy that fits the processor's second cache costs less than
 many small products. ``fixed_attention`` serves the deterministic mode: all its products have one
 shape, and what a query gets depends on nothing but itself and its own latents, to the last bit.
+``native_attention`` (latent_attention.h) is both at once, on a CPU.
+
+Pages are float32, bfloat16 or int8. A page of int8 is 64 rows of W integers, then 64 scales in
+bfloat16, one a row.
 
     T tokens    H heads    W latent size, C + R    C kv_lora_rank    S sequences
     n queries of each    P pages of the longest    L = 64 P
@@ -22,10 +26,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from abyssal.kernels.registry import Native, native
+
 BLOCK = 128  # queries of a sequence whose scores are in memory together
 COPY_BYTES = 2**20  # latents copied together: they fit the second cache and stay there
 COPY_BYTES_GPU = 2**28  # where only the number of calls matters
 PAIRS = 32  # (query, page) pairs of one product of `fixed_attention`
+PAGE_SIZE = 64  # tokens of a page of int8, and of those that the native twin reads
+SCALE_BYTES = 2
+_KINDS = {torch.float32: 0, torch.bfloat16: 1, torch.int8: 2}  # of latent_attention.h
 
 
 def reference(
@@ -188,3 +197,80 @@ def _join(highest: Tensor, total: Tensor, mixed: Tensor, levels: list[int]) -> T
         numerator[:count] += mixed[rows] * factor
         denominator[:count] += total[rows] * factor
     return numerator / denominator
+
+
+class Extents(NamedTuple):
+    """Sequences for `native_attention`; s has the queries offsets[s] to offsets[s + 1] - 1."""
+
+    table: np.ndarray  # (S, P) int32: the pages of each in order, then anything
+    starts: np.ndarray  # (S,) int64: the position of its first query
+    offsets: np.ndarray  # (S+1,) int64
+
+
+def twin(pages: Tensor) -> Native | None:
+    """The native twin, where it can read such pages."""
+    if pages.device.type != "cpu" or pages.dtype not in _KINDS:
+        return None
+    return native("latent_attention")
+
+
+def native_attention(
+    function: Native, q: Tensor, pages: Tensor, extents: Extents, scale: float, kv_lora_rank: int
+) -> Tensor:
+    """q (T, H, W), pages (N, 64, W) or of int8 (N, 64 W + 128) -> (T, H, C), float32 inside.
+
+    `function` is what `twin` gave. What a query gets depends on nothing but itself, its position
+    and its own latents, to the last bit.
+    """
+    T, H, W = q.shape
+    table, starts, offsets = extents
+    out = torch.empty(T, H, kv_lora_rank)
+    function(
+        q.float().contiguous(), pages, _KINDS[pages.dtype], pages[0].nbytes, kv_lora_rank,
+        W - kv_lora_rank, table, table.shape[1], starts, offsets, len(starts), H, scale, out,
+        torch.get_num_threads(),
+    )  # fmt: skip
+    return out.to(q.dtype)
+
+
+def quantize(latents: Tensor) -> tuple[Tensor, Tensor]:
+    """latents (T, W) -> integers (T, W) int8 within +-127, and scales (T,) bfloat16.
+
+    A scale is rounded up, so that no integer exceeds 127. A row that is not finite gets scale nan.
+    """
+    x = latents.float()
+    highest = x.abs().amax(-1, keepdim=True)
+    bits = (highest / 127).view(torch.int32)
+    scale = (bits + 0xFFFF & ~0xFFFF).view(torch.float32)  # its lower half, which bfloat16 lacks
+    integers = torch.where(scale > 0, x / scale, 0).round_()
+    is_finite = highest.isfinite()
+    integers = integers.where(is_finite, 0).to(torch.int8)
+    return integers, scale.where(is_finite, torch.nan).to(torch.bfloat16).squeeze(-1)
+
+
+def rows_and_scales(pages: Tensor, width: int) -> tuple[Tensor, Tensor]:
+    """Views of int8 pages (N, 64 W + 128): rows (N, 64, W), and scales (N, 64) bfloat16."""
+    end = PAGE_SIZE * width
+    scales = pages[:, end:].view(torch.bfloat16)
+    return pages[:, :end].unflatten(-1, (PAGE_SIZE, width)), scales
+
+
+def append_integers(pages: Tensor, places: Tensor, latents: Tensor, kv_lora_rank: int) -> None:
+    """Write latents (T, W) to int8 pages; places (T,) int64 count tokens from the first page on."""
+    T, W = latents.shape
+    function = native("latent_append") if pages.device.type == "cpu" else None
+    if function is not None:
+        function(
+            latents.float().contiguous(), pages, _KINDS[torch.int8], pages[0].nbytes, kv_lora_rank,
+            W - kv_lora_rank, places, T,
+        )  # fmt: skip
+        return
+    where = places // PAGE_SIZE, places % PAGE_SIZE
+    for view, values in zip(rows_and_scales(pages, W), quantize(latents), strict=True):
+        view.index_put_(where, values)
+
+
+def dequantize(pages: Tensor, width: int) -> Tensor:
+    """int8 pages (N, 64 W + 128) -> (N, 64, W) float32."""
+    rows, scales = rows_and_scales(pages, width)
+    return rows * scales.float().unsqueeze(-1)

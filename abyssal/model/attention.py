@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from abyssal.config import ModelConfig
-from abyssal.kernels.attention import causal_attention
+from abyssal.kernels.attention import mla_attention
 from abyssal.kernels.rotary import rotate
 from abyssal.model.layers import RMSNorm
 from abyssal.model.rope import softmax_scale
@@ -67,51 +67,48 @@ class MLA(nn.Module):
 
     def forward(self, x: Tensor, span: Span) -> Tensor:
         """x (T, D) -> (T, D), each token attending to its own sequence so far."""
-        q_nope, q_rope = self._query(x, span)
-        c_kv, k_rope = self._latent(x, span)
+        q = self._query(x)
+        c_kv, k_rope = self._latent(x)
         if span.cache is None:
-            heads = self._unfolded(q_nope, q_rope, c_kv, k_rope, span)
+            heads = self._unfolded(q, c_kv, k_rope, span)
         else:
-            heads = self._absorbed(q_nope, q_rope, c_kv, k_rope, span.cache)
+            heads = self._absorbed(q, c_kv, k_rope, span, span.cache)
         out: Tensor = self.o_proj(heads.flatten(1))
         return out
 
-    def _query(self, x: Tensor, span: Span) -> tuple[Tensor, Tensor]:
-        """x (T, D) -> q_nope (T, H, N) and q_rope (T, H, R), turned (eq. 6-9)."""
+    def _query(self, x: Tensor) -> Tensor:
+        """x (T, D) -> (T, H, N+R), its last R not yet turned (eq. 6-8)."""
         cfg = self.config
         if cfg.q_lora_rank is None:
             q = self.q_proj(x)
         else:
             q = self.q_b_proj(self.q_a_layernorm(self.q_a_proj(x)))
-        q = q.unflatten(-1, (cfg.num_attention_heads, cfg.qk_head_dim))  # (T, H, N+R)
-        q_nope, q_rope = q.split([cfg.qk_nope_head_dim, cfg.qk_rope_head_dim], -1)
-        return q_nope, rotate(q_rope, span.cos, span.sin)
+        heads: Tensor = q.unflatten(-1, (cfg.num_attention_heads, cfg.qk_head_dim))
+        return heads
 
-    def _latent(self, x: Tensor, span: Span) -> tuple[Tensor, Tensor]:
-        """x (T, D) -> c_kv (T, C), normed, and k_rope (T, 1, R), turned: what is cached."""
+    def _latent(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """x (T, D) -> c_kv (T, C), normed, and k_rope (T, R), not yet turned (eq. 1, 3)."""
         cfg = self.config
         c_kv, k_rope = self.kv_a_proj_with_mqa(x).split(
             [cfg.kv_lora_rank, cfg.qk_rope_head_dim], -1
         )
-        return self.kv_a_layernorm(c_kv), rotate(k_rope.unsqueeze(1), span.cos, span.sin)
+        return self.kv_a_layernorm(c_kv), k_rope
 
-    def _unfolded(
-        self, q_nope: Tensor, q_rope: Tensor, c_kv: Tensor, k_rope: Tensor, span: Span
-    ) -> Tensor:
-        cfg = self.config
-        kv = self.kv_b_proj(c_kv).unflatten(-1, (cfg.num_attention_heads, -1))  # (T, H, N+V)
-        k_nope, v = kv.split([cfg.qk_nope_head_dim, cfg.v_head_dim], -1)
-        q = torch.cat([q_nope, q_rope], -1)  # (T, H, N+R)
-        k = torch.cat([k_nope, k_rope.expand_as(q_rope)], -1)
-        return causal_attention(q, k, v, span.cu_seqlens, self.scale)  # (T, H, V)
+    def _unfolded(self, q: Tensor, c_kv: Tensor, k_rope: Tensor, span: Span) -> Tensor:
+        H = self.config.num_attention_heads
+        kv = self.kv_b_proj(c_kv).unflatten(-1, (H, -1))  # (T, H, N+V)
+        return mla_attention(q, kv, k_rope, span.cos, span.sin, span.cu_seqlens, self.scale)
 
     def _absorbed(
-        self, q_nope: Tensor, q_rope: Tensor, c_kv: Tensor, k_rope: Tensor, cache: LatentCache
+        self, q: Tensor, c_kv: Tensor, k_rope: Tensor, span: Span, cache: LatentCache
     ) -> Tensor:
         cfg = self.config
         w_kv = self.kv_b_proj.weight.unflatten(0, (cfg.num_attention_heads, -1))  # (H, N+V, C)
         w_uk, w_uv = w_kv.split([cfg.qk_nope_head_dim, cfg.v_head_dim], 1)
-        cache.append(self.layer, torch.cat([c_kv, k_rope.squeeze(1)], -1))
+        k_rope = rotate(k_rope.unsqueeze(1), span.cos, span.sin).squeeze(1)
+        cache.append(self.layer, torch.cat([c_kv, k_rope], -1))
+        q_nope, q_rope = q.split([cfg.qk_nope_head_dim, cfg.qk_rope_head_dim], -1)
+        q_rope = rotate(q_rope, span.cos, span.sin)
         q = torch.cat([torch.einsum("thn,hnc->thc", q_nope, w_uk), q_rope], -1)  # (T, H, C+R)
         mixed = cache.attend(self.layer, q, self.scale)  # (T, H, C)
         return torch.einsum("thc,hvc->thv", mixed, w_uv)

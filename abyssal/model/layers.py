@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from abyssal.kernels.rms_norm import rms_norm
+from abyssal.kernels.rms_norm import add_rms_norm, rms_norm
 from abyssal.kernels.swiglu import swiglu
 
 
@@ -24,6 +24,10 @@ class RMSNorm(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """x (..., D) -> (..., D), in the precision of x."""
         return rms_norm(x, self.weight, self.eps)
+
+    def after_adding(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        """x + y, and what `forward` makes of it; in one pass over both."""
+        return add_rms_norm(x, y, self.weight, self.eps)
 
 
 class MLP(nn.Module):

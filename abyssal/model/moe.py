@@ -15,7 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from abyssal.config import ModelConfig
-from abyssal.kernels.experts import gather, grouped_swiglu, scatter, sort_by_expert
+from abyssal.kernels.experts import routed_experts
+from abyssal.kernels.router import Rule, route
 from abyssal.model.layers import MLP
 
 
@@ -34,7 +35,13 @@ class Gate(nn.Module):
 
     def __init__(self, config: ModelConfig):
         super().__init__()
-        self.config = config
+        self.rule = Rule(
+            num_experts_per_tok=config.num_experts_per_tok,
+            n_group=config.n_group,
+            topk_group=config.topk_group,
+            norm_topk_prob=config.norm_topk_prob,
+            routed_scaling_factor=config.routed_scaling_factor,
+        )
         self.weight = nn.Parameter(torch.empty(config.n_routed_experts, config.hidden_size))
         # No gradient reaches this bias; train/balance.py nudges it after every step.
         bias = torch.zeros(config.n_routed_experts, dtype=torch.float32)
@@ -42,24 +49,8 @@ class Gate(nn.Module):
 
     def forward(self, x: Tensor) -> Routing:
         """x (T, D) -> the experts of every token, and the weights to mix them with."""
-        cfg = self.config
-        affinity = F.linear(x.float(), self.weight.float()).sigmoid()  # (T, E)  eq. 15
-        experts = self._choose(affinity.detach() + self.e_score_correction_bias)  # (T, K)  eq. 16
-        weights = affinity.gather(-1, experts)  # the bias steers the choice, never the mixture
-        if cfg.norm_topk_prob:
-            weights = weights / (weights.sum(-1, keepdim=True) + 1e-20)  # eq. 13
-        return Routing(experts, weights * cfg.routed_scaling_factor, affinity)
-
-    def _choose(self, scores: Tensor) -> Tensor:
-        """The K best experts (T, K) within the topk_group best groups of scores (T, E)."""
-        cfg = self.config
-        if cfg.topk_group < cfg.n_group:
-            groups = scores.unflatten(-1, (cfg.n_group, -1))  # (T, G, E/G)
-            best = groups.topk(2).values.sum(-1).topk(cfg.topk_group).indices  # (T, topk_group)
-            keep = torch.zeros_like(groups[..., 0], dtype=torch.bool).scatter(-1, best, True)
-            # Minus infinity, not zero: a biased score may itself be negative.
-            scores = groups.masked_fill(~keep.unsqueeze(-1), -torch.inf).flatten(-2)
-        return scores.topk(cfg.num_experts_per_tok).indices
+        logits = F.linear(x.float(), self.weight.float())  # (T, E)
+        return Routing(*route(logits, self.e_score_correction_bias, self.rule))
 
 
 class Experts(nn.Module):
@@ -73,10 +64,8 @@ class Experts(nn.Module):
 
     def forward(self, x: Tensor, routing: Routing) -> Tensor:
         """x (T, D) -> the weighted sum of each token's experts (T, D)."""
-        order = sort_by_expert(routing.experts, len(self.down_proj))
-        rows = scatter(x, order, routing.experts.shape[1])  # (M, D)
-        rows = grouped_swiglu(rows, self.gate_up_proj, self.down_proj, order.counts)
-        return gather(rows, routing.weights, order)
+        experts, weights, _ = routing
+        return routed_experts(x, experts, weights, self.gate_up_proj, self.down_proj)
 
 
 class MoE(nn.Module):

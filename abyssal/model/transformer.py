@@ -47,8 +47,9 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor, span: Span) -> tuple[Tensor, Routing | None]:
         """x (T, D) -> (T, D), and the routing if this block routes."""
-        x = x + self.self_attn(self.input_layernorm(x), span)
-        y = self.mlp(self.post_attention_layernorm(x))
+        mixed = self.self_attn(self.input_layernorm(x), span)
+        x, normed = self.post_attention_layernorm.after_adding(x, mixed)
+        y = self.mlp(normed)
         return (x + y[0], y[1]) if isinstance(self.mlp, MoE) else (x + y, None)
 
 

@@ -3,22 +3,22 @@
     L = L_main + lambda/D sum_k L_MTP^k + L_Bal        eq. 17-20, 24-25
 
 DeepSeek-V3 (arXiv 2412.19437), sections 2.1.2 and 2.2. The cross-entropy runs the head in chunks of
-rows and forms the gradient on the way, so that the logits of a whole batch never exist.
+rows (`kernels/cross_entropy.py`), so that the logits of a whole batch never exist.
 
     T tokens    D hidden_size    W vocab_size    E experts    K experts per token    N sequences
 """
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from abyssal.batch import IGNORE, Batch
+from abyssal.kernels import cross_entropy as kernel
 from abyssal.model.moe import Routing
 from abyssal.model.transformer import Output
 
-LOGITS = 1 << 22  # formed at a time: 16 MB in float32
+LOGITS_BYTES = 1 << 24  # of logits, formed at a time
 
 
 class Losses(NamedTuple):
@@ -69,59 +69,11 @@ def cross_entropy(hidden: Tensor, head: Tensor, labels: Tensor) -> Tensor:
         ignored = (labels == IGNORE).nonzero()[: rows - len(scored), 0]
         chosen = torch.cat([scored, ignored])
         hidden, labels = hidden[chosen], labels[chosen]
-    loss: Tensor = _ChunkedCrossEntropy.apply(hidden, head, labels)
-    return loss
-
-
-def _negative_log(logits: Tensor, probs: Tensor, word: Tensor) -> Tensor:
-    """-log of each row's probability of `word` (rows, 1), also where it underflows."""
-    nll = probs.gather(-1, word).log_().neg_()
-    rare = (nll > 60).nonzero()[:, 0]
-    if len(rare):
-        few = logits[rare]
-        nll[rare] = few.logsumexp(-1, keepdim=True) - few.gather(-1, word[rare])
-    return nll
+    return kernel.cross_entropy(hidden, head, labels, chunk)
 
 
 def _rows_at_a_time(head: Tensor) -> int:
-    return max(32, LOGITS // len(head))
-
-
-class _ChunkedCrossEntropy(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, hidden: Tensor, head: Tensor, labels: Tensor) -> Tensor:
-        learning = any(ctx.needs_input_grad)
-        grad_hidden = torch.empty_like(hidden)
-        grad_head = torch.zeros_like(head, dtype=torch.float32)
-        total = hidden.new_zeros((), dtype=torch.float32)
-        size = _rows_at_a_time(head)
-        # Reused by every chunk: to touch fresh memory would cost more than to compute in it.
-        room = hidden.new_empty(2, size, len(head), dtype=torch.float32)
-        low_room = hidden.new_empty(size, len(head))
-        for start in range(0, len(hidden), size):
-            chunk = slice(start, start + size)
-            rows, word = hidden[chunk], labels[chunk, None].clamp(min=0)
-            ignored = labels[chunk, None] == IGNORE
-            (logits, probs), low = room[:, : len(rows)], low_room[: len(rows)]  # (chunk, W)
-            logits.copy_(torch.mm(rows, head.T, out=low))
-            torch.softmax(logits, -1, out=probs)  # torch's log_softmax takes three times as long
-            total += _negative_log(logits, probs, word).masked_fill_(ignored, 0).sum()
-            if not learning:
-                continue
-            probs.scatter_add_(-1, word, probs.new_full((), -1.0).expand_as(word))
-            low.copy_(probs)
-            if ignored.any():
-                low.masked_fill_(ignored, 0)
-            torch.mm(low, head, out=grad_hidden[chunk])
-            grad_head += low.T @ rows
-        ctx.save_for_backward(grad_hidden, grad_head)
-        return total
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
-        grad_hidden, grad_head = ctx.saved_tensors
-        return grad_hidden * grad, (grad_head * grad).to(grad_hidden.dtype), None
+    return max(32, LOGITS_BYTES // (len(head) * head.element_size()))
 
 
 def sequence_balance(routing: Routing, cu_seqlens: Tensor, top_k: int) -> Tensor:

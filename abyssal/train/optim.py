@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from abyssal.errors import ConfigError
+from abyssal.kernels import adamw as kernel
 from abyssal.train.schedule import Curve, Segment
 
 # Coefficients of five Newton-Schulz steps that push singular values towards 1 quickly (the fitted
@@ -80,7 +81,6 @@ class Optimizer:
         self.parameters = {n: p for n, p in model.named_parameters() if p.requires_grad}
         # A parameter already in float32 is its own master.
         self.masters = {n: p.detach().float() for n, p in self.parameters.items()}
-        self.grads = {n: torch.zeros_like(m) for n, m in self.masters.items()}
         self.muon = {n for n in self.masters if optim.matrices == "muon" and _is_matrix(n, model)}
         kind = torch.bfloat16 if optim.moments == "bfloat16" else torch.float32
         self.first = {n: torch.zeros_like(m, dtype=kind) for n, m in self.masters.items()}
@@ -90,20 +90,36 @@ class Optimizer:
             if n not in self.muon
         }
         self.steps = 0
+        # As collected: of one micro-batch the tensor that came, of several a sum in float32.
+        self._collected: dict[str, Tensor] = {}
+        self._sums: dict[str, Tensor] = {}  # float32 room for those sums
+        self._clipped = 1.0  # what collected gradients are to be multiplied by
+
+    @property
+    def grads(self) -> dict[str, Tensor]:
+        """Float32 copies of all gradients as the next step will use them."""
+        return {name: self._gradient(name) for name in self.masters}
 
     def collect(self) -> None:
-        """Add the working copy's gradients to the float32 ones, and drop them (one micro-batch)."""
+        """Take the working copy's gradients away from it, adding them up in float32 (one
+        micro-batch); clipping comes after the last one.
+        """
+        assert self._clipped == 1.0, "gradients collected after clipping would not be clipped"
         for name, parameter in self.parameters.items():
-            if parameter.grad is not None:
-                self.grads[name].add_(parameter.grad)
-                parameter.grad = None
+            if parameter.grad is None:
+                continue
+            grad, parameter.grad = parameter.grad, None
+            if name in self._collected:
+                if name not in self._sums:
+                    self._sums[name] = torch.empty_like(self.masters[name])
+                grad = kernel.add(self._collected[name], grad, self._sums[name])
+            self._collected[name] = grad
 
     def clip(self) -> float:
         """Scale the gradients to at most clip_norm; the norm before, which may be inf or nan."""
-        norm = float(torch.stack([g.norm() for g in self.grads.values()]).norm())
+        norm = kernel.norm(list(self._collected.values())) * self._clipped
         if math.isfinite(norm) and norm > self.optim.clip_norm:
-            for grad in self.grads.values():
-                grad.mul_(self.optim.clip_norm / norm)
+            self._clipped *= self.optim.clip_norm / norm
         return norm
 
     @torch.no_grad()
@@ -113,14 +129,14 @@ class Optimizer:
         for name in self.second:
             self._adamw(name, lr * self.optim.adamw_scale if self.muon else lr)
         self._muon(lr)
-        for name, parameter in self.parameters.items():
-            parameter.copy_(self.masters[name])
+        for name in self.muon:
+            self.parameters[name].copy_(self.masters[name])
         self.clear()
 
     def clear(self) -> None:
         """Forget the gradients collected so far."""
-        for grad in self.grads.values():
-            grad.zero_()
+        self._collected.clear()
+        self._clipped = 1.0
 
     def state(self) -> dict[str, Tensor]:
         """Everything that must survive a restart, by name."""
@@ -136,25 +152,30 @@ class Optimizer:
         for name, parameter in self.parameters.items():
             parameter.copy_(self.masters[name])
 
+    def _gradient(self, name: str) -> Tensor:
+        """A float32 copy of a clipped gradient; zeros where none came."""
+        if name not in self._collected:
+            return torch.zeros_like(self.masters[name])
+        return self._collected[name].float() * self._clipped
+
     def _adamw(self, name: str, lr: float) -> None:
-        cfg, master, grad = self.optim, self.masters[name], self.grads[name]
-        (b1, b2), first, second = cfg.betas, self.first[name], self.second[name]
-        m = first.float().lerp_(grad, 1 - b1)
-        v = second.float().mul_(b2).addcmul_(grad, grad, value=1 - b2)
-        first.copy_(m)
-        second.copy_(v)
-        if master.ndim > 1:  # gains and other vectors do not decay
-            master.mul_(1 - lr * cfg.weight_decay)
-        scale = math.sqrt(1 - b2**self.steps)
-        # The root is a new tensor: v itself is the saved moment where moments are float32.
-        denominator = v.sqrt().div_(scale).add_(cfg.eps)
-        master.addcdiv_(m, denominator, value=-lr / (1 - b1**self.steps))
+        cfg, master = self.optim, self.masters[name]
+        decay = cfg.weight_decay if master.ndim > 1 else 0.0  # gains and other vectors do not decay
+        kernel.adamw(
+            master,
+            self._collected.get(name),
+            self._clipped,
+            self.first[name],
+            self.second[name],
+            self.parameters[name],
+            kernel.Rates(lr, decay, cfg.betas, cfg.eps, self.steps),
+        )
 
     def _muon(self, lr: float) -> None:
         cfg = self.optim
         same: dict[tuple[int, int], list[tuple[Tensor, Tensor]]] = defaultdict(list)
         for name in sorted(self.muon):
-            grad, first = self.grads[name], self.first[name]  # the gradient is used up
+            grad, first = self._gradient(name), self.first[name]
             momentum = first.float().mul_(cfg.momentum).add_(grad)
             first.copy_(momentum)
             update = grad.add_(momentum, alpha=cfg.momentum).bfloat16()  # Nesterov

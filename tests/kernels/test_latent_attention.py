@@ -10,12 +10,20 @@ from hypothesis import strategies as st
 
 from abyssal.kernels import latent_attention as module
 from abyssal.kernels.latent_attention import (
+    Extents,
+    append_integers,
+    dequantize,
     fixed_attention,
     latent_attention,
+    native_attention,
     plan_group,
     plan_pairs,
+    quantize,
     reference,
+    rows_and_scales,
+    twin,
 )
+from abyssal.kernels.registry import reference_only
 
 N, PAGE, H, W, C = 60, 64, 3, 14, 10
 CPU = torch.device("cpu")
@@ -137,3 +145,151 @@ def test_a_row_of_the_fixed_version_has_the_same_bits_in_any_company_and_place(
     q[place] = mine[0]
     pairs = plan_pairs(padded(tables), np.array(positions), PAGE, CPU)
     assert torch.equal(fixed_attention(q, elsewhere, pairs, 0.3, C)[place], expected)
+
+
+# The native twin, and pages of integers
+
+KINDS = [torch.float32, torch.bfloat16, torch.int8]
+# Of float32 pages sums differ; of the others, queries and weights are rounded to BF16 too.
+BOUND = {torch.float32: 2e-6, torch.bfloat16: 1e-2, torch.int8: 1e-2}
+
+
+def pool_of(rows, dtype):
+    """Rows (N, 64, W) as pages of a kind."""
+    if dtype != torch.int8:
+        return rows.to(dtype)
+    num_pages, _, width = rows.shape
+    pages = torch.zeros(num_pages, PAGE * width + 2 * PAGE, dtype=torch.int8)
+    append_integers(pages, torch.arange(num_pages * PAGE), rows.flatten(0, 1), width)
+    return pages
+
+
+def floats_of(pages, width):
+    return dequantize(pages, width) if pages.dtype == torch.int8 else pages.float()
+
+
+def attend(q, pages, tables, starts, counts, scale, rank):
+    """q (T, H, W) through the native twin; sequence s has counts[s] queries from starts[s] on."""
+    offsets = np.array([0, *np.cumsum(counts)])
+    extents = Extents(padded(tables).astype(np.int32), np.array(starts), offsets)
+    return native_attention(twin(pages), q, pages, extents, scale, rank)
+
+
+def random_case(seed, heads, width, spans, dtype):
+    """Queries, pages that hold nan wherever nobody has written, and tables."""
+    make = torch.Generator().manual_seed(seed)
+    tables = tables_for([start + count for start, count in spans], seed)
+    rows = torch.full((N, PAGE, width), torch.nan)
+    for table, (start, count) in zip(tables, spans, strict=True):
+        own = torch.full((len(table) * PAGE, width), torch.nan)
+        own[: start + count] = torch.randn(start + count, width, generator=make)
+        rows[table] = own.view(-1, PAGE, width)
+    q = torch.randn(sum(count for _, count in spans), heads, width, generator=make)
+    return q, pool_of(rows, dtype), tables
+
+
+@pytest.mark.usefixtures("twins")
+@pytest.mark.parametrize("dtype", KINDS)
+@given(
+    heads=st.integers(1, 20),
+    rank=st.one_of(st.just(64), st.integers(1, 70)),
+    rope=st.one_of(st.sampled_from([16, 32]), st.integers(0, 35)),
+    spans=st.lists(st.tuples(st.integers(0, 300), st.integers(1, 70)), min_size=1, max_size=4),
+    seed=st.integers(0, 99),
+)
+def test_the_native_twin_is_the_reference(dtype, heads, rank, rope, spans, seed):
+    width = rank + rope
+    q, pages, tables = random_case(seed, heads, width, spans, dtype)
+    starts, counts = zip(*spans, strict=True)
+    found = attend(q, pages, tables, starts, counts, width**-0.5, rank)
+    positions = [start + i for start, count in spans for i in range(count)]
+    each = [table for table, count in zip(tables, counts, strict=True) for _ in range(count)]
+    expected = reference(q, floats_of(pages, width), each, positions, width**-0.5, rank)
+    assert (found - expected).norm() <= BOUND[dtype] * expected.norm()
+    if dtype == torch.bfloat16:  # in a model of BF16
+        assert torch.equal(
+            attend(q.to(dtype).float(), pages, tables, starts, counts, 1, rank).to(dtype),
+            attend(q.to(dtype), pages, tables, starts, counts, 1, rank),
+        )
+
+
+@pytest.mark.usefixtures("twins")
+@pytest.mark.parametrize("dtype", KINDS)
+@pytest.mark.parametrize(("heads", "rank", "rope"), [(12, 256, 32), (8, 64, 16), (3, 10, 4)])
+def test_bits_of_a_query_do_not_depend_on_company_heads_or_threads(
+    threads, dtype, heads, rank, rope
+):
+    width = rank + rope
+    spans = [(0, 70), (250, 40), (63, 1), (64, 2), (130, 3)]
+    starts, counts = zip(*spans, strict=True)
+    q, pages, tables = random_case(1, heads, width, spans, dtype)
+    threads(1)
+    together = attend(q, pages, tables, starts, counts, 0.1, rank)
+    threads(5)
+    assert torch.equal(attend(q, pages, tables, starts, counts, 0.1, rank), together)
+    threads(2)
+    t = 0
+    for (start, count), table in zip(spans, tables, strict=True):
+        for position in range(start, start + count):
+            alone = attend(q[t : t + 1], pages, [table], [position], [1], 0.1, rank)
+            assert torch.equal(alone[0], together[t])
+            some = q[t : t + 1, 1:2].contiguous()
+            head = attend(some, pages, [table], [position], [1], 0.1, rank)
+            assert torch.equal(head[0, 0], together[t, 1])
+            t += 1
+
+
+@pytest.mark.usefixtures("twins")
+@pytest.mark.parametrize("dtype", KINDS)
+def test_huge_scores_do_not_overflow_natively(dtype):
+    q, pages, tables = random_case(2, 3, 40, [(0, 70), (200, 1)], dtype)
+    assert attend(q * 1e8, pages, tables, [0, 200], [70, 1], 1e4, 30).isfinite().all()
+
+
+@pytest.mark.usefixtures("twins")
+@pytest.mark.parametrize("dtype", KINDS)
+def test_a_nan_is_seen_from_its_position_on_and_not_by_others(dtype):
+    rows = torch.randn(6, PAGE, 40, generator=torch.Generator().manual_seed(3))
+    rows[1, 10, 5] = torch.nan  # position 74 of the first table below
+    q = torch.randn(234, 2, 40, generator=torch.Generator().manual_seed(4))
+    tables = [[0, 1, 2], [3, 4, 5]]
+    found = attend(q, pool_of(rows, dtype), tables, [74, 0], [86, 148], 0.2, 30)
+    assert found[:86, :, 5].isnan().all()
+    assert found[86:].isfinite().all()
+    found = attend(q[:74], pool_of(rows, dtype), tables, [0], [74], 0.2, 30)
+    assert found.isfinite().all()
+
+
+@given(
+    width=st.integers(1, 70),
+    power=st.integers(-140, 120),
+    seed=st.integers(0, 99),
+)
+def test_integers_are_within_half_a_step_of_what_they_stand_for(width, power, seed):
+    latents = torch.randn(80, width, generator=torch.Generator().manual_seed(seed)) * 2.0**power
+    latents[3] = 0
+    integers, scale = quantize(latents)
+    assert integers.abs().max() <= 127
+    highest = latents.abs().amax(-1)
+    # The scale is a 127th of the row's greatest number, rounded up to 8 bits.
+    assert (scale.float() * 127 <= highest * (1 + 2**-7) + 127 * 2.0**-133).all()
+    error = (integers * scale.float()[:, None] - latents).abs()
+    assert (error <= scale.float()[:, None] * 0.5001).all()
+
+
+@pytest.mark.usefixtures("twins")
+@given(width=st.integers(1, 70), power=st.integers(-140, 120), seed=st.integers(0, 99))
+def test_native_integers_are_those_of_torch(width, power, seed):
+    draw = torch.Generator().manual_seed(seed)
+    latents = torch.randn(50, width, generator=draw) * 2.0**power
+    latents[7], latents[8, 0], latents[9, -1] = 0, torch.nan, -torch.inf
+    places = torch.randperm(4 * PAGE, generator=draw)[:50]
+    ours, theirs = (torch.zeros(4, PAGE * width + 2 * PAGE, dtype=torch.int8) for _ in range(2))
+    append_integers(ours, places, latents, width)
+    with reference_only():
+        append_integers(theirs, places, latents, width)
+    exactly = {"rtol": 0, "atol": 0, "equal_nan": True}
+    torch.testing.assert_close(dequantize(ours, width), dequantize(theirs, width), **exactly)
+    (rows, scales), (integers, scale) = rows_and_scales(ours, width), quantize(latents)
+    assert torch.equal(rows.flatten(0, 1)[places], integers)
+    torch.testing.assert_close(scales.flatten()[places], scale, **exactly)

@@ -1,6 +1,9 @@
 """Rotation with a backward of its own turns neighboring pairs, and only turns them."""
 
+import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from abyssal.kernels.rotary import reference, rotate
 
@@ -47,3 +50,39 @@ def test_in_bfloat16_it_stays_bfloat16():
     low = rotate(x.bfloat16(), cos, sin)
     assert low.dtype == torch.bfloat16
     assert (low.float() - reference(x, cos, sin)).norm() < 0.01 * x.norm()
+
+
+# The native twin
+
+
+@pytest.mark.usefixtures("twins")
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+@given(st.sampled_from([1, 2, 19]), st.sampled_from([1, 3]), st.sampled_from([1, 3, 16, 33]),
+       st.booleans())  # fmt: skip
+def test_it_is_the_float32_reference_of_the_same_numbers_rounded_once(dtype, T, H, pairs, apart):
+    generator = torch.Generator().manual_seed(T)
+    x = torch.randn(T, H, 2 * pairs + 5, generator=generator).to(dtype)
+    x = x[..., 5:] if apart else x[..., 5:].contiguous()
+    grad = torch.randn(T, H, 2 * pairs, generator=generator).to(dtype)
+    angle = torch.randn(T, pairs, generator=generator) * 10
+    turn = angle.cos(), angle.sin()
+    results = []
+    for function, of in ((rotate, x), (reference, x.float())):
+        leaf = of.detach().requires_grad_()
+        y = function(leaf, *turn)
+        y.backward(grad.to(y.dtype))
+        results.append((y.detach(), leaf.grad))
+    rounding = 2**-8 * 1.01 if dtype == torch.bfloat16 else 1e-5
+    for found, exact in zip(*results, strict=True):
+        assert found.dtype == dtype
+        assert ((found.float() - exact).abs() <= rounding * exact.abs() + 1e-5).all()
+
+
+def test_gradients_may_stand_apart():
+    x, wide, turn = torch.randn(7, 2, 10), torch.randn(7, 2, 17), angles(7, 5)
+    grads = []
+    for grad in (wide[..., 3:13], wide[..., 3:13].clone()):
+        leaf = x.clone().requires_grad_()
+        rotate(leaf, *turn).backward(grad)
+        grads.append(leaf.grad)
+    assert torch.equal(*grads)

@@ -130,3 +130,27 @@ def test_no_token_is_dropped_when_all_want_the_same_experts(small_config):
     assert set(routing.experts.flatten().tolist()) == {0, 1, 2}
     alone = torch.cat([moe(row[None])[0] for row in x])
     torch.testing.assert_close(y, alone, atol=1e-3, rtol=1e-4)
+
+
+def test_in_bfloat16_the_block_learns_what_it_learns_in_float32(small_config):
+    config = small_config(hidden_size=64)
+    high = random(MoE(config))
+    with torch.no_grad():
+        for parameter in high.parameters():  # of about the same sizes as in a model
+            parameter.copy_((parameter / parameter.shape[-1] ** 0.5).bfloat16())
+    low = MoE(config).bfloat16()
+    low.load_state_dict(high.state_dict())
+    low.gate.float()  # routers stay in float32
+    x = torch.randn(150, 64).bfloat16()
+    grad = torch.randn(150, 64).bfloat16()
+    found, routing = low(x)
+    expected, same = high(x.float())
+    assert torch.equal(routing.experts, same.experts)
+    found.backward(grad)
+    expected.backward(grad.float())
+    assert (found.float() - expected).norm() < 0.02 * expected.norm()
+    for (name, ours), (_, defined) in zip(
+        low.named_parameters(), high.named_parameters(), strict=True
+    ):
+        assert ours.grad.dtype == ours.dtype, name
+        assert (ours.grad.float() - defined.grad).norm() < 0.02 * defined.grad.norm(), name

@@ -245,6 +245,15 @@ def test_gradients_of_micro_batches_add_up_to_those_of_the_batch():
         torch.testing.assert_close(optimizers[1].grads[name], grad, rtol=1e-4, atol=1e-4)
 
 
+def test_the_gradients_of_one_pass_are_not_copied():
+    model = Toy(torch.bfloat16)
+    optimizer = Optimizer(model, Optim())
+    give_gradients(model, 1)
+    places = {name: p.grad.data_ptr() for name, p in model.named_parameters()}
+    optimizer.collect()
+    assert {name: g.data_ptr() for name, g in optimizer._collected.items()} == places
+
+
 def test_gradients_are_added_in_float32_even_of_a_bfloat16_model():
     model = Toy(torch.bfloat16)
     optimizer = Optimizer(model, Optim())
@@ -265,6 +274,27 @@ def test_clipping_is_torchs(limit):
     assert optimizer.clip() == pytest.approx(norm.item())
     for name, parameter in theirs.named_parameters():
         torch.testing.assert_close(optimizer.grads[name], parameter.grad, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize(("matrices", "moments"), KINDS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("passes", [1, 3])
+def test_a_step_moves_by_the_clipped_gradients(matrices, moments, dtype, passes):
+    clipped, given = Toy(dtype), Toy(dtype)
+    optimizers = [Optimizer(model, Optim(matrices=matrices, moments=moments, clip_norm=0.25))
+                  for model in (clipped, given)]  # fmt: skip
+    for seed in range(3):
+        for one in range(passes):
+            give_gradients(clipped, passes * seed + one)
+            optimizers[0].collect()
+        assert optimizers[0].clip() > 0.25
+        for name, parameter in given.named_parameters():
+            parameter.grad = None
+            optimizers[1]._collected[name] = optimizers[0].grads[name]
+        for optimizer in optimizers:
+            optimizer.step(0.01)
+    for a, b in zip(clipped.parameters(), given.parameters(), strict=True):
+        assert torch.equal(a, b)
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])

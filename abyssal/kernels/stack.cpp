@@ -1,0 +1,315 @@
+// One pass of a packed DeepSeek-V3: every layer in one parallel region, one call from Python.
+#include "stack.h"
+
+#include <omp.h>
+
+#include "stack_attention.h"
+#include "stack_experts.h"
+
+namespace ab {
+namespace {
+
+constexpr long SOLO = 4;  // rows of a pass, up to which each thread does what belongs to a row
+
+// What belongs to the rows of a pass: one for all threads, or in a solo pass one for each.
+struct RowWork {
+  Buffer<float> x, weight;
+  Buffer<int32_t> chosen, row, token, start;
+  Buffer<Piece> piece;
+  RowsBuffer input, low, heads;
+  long pieces = 0;
+};
+
+// Everything a pass writes on its way; it stays for the next pass of the same stack.
+struct Work {
+  std::vector<RowWork> rows;
+  Buffer<float> y, logits, gate, up, experts;
+  Buffer<float> down, latent, q, mixed, absorbed, sum;
+  Buffer<bf16> turned, kv, k_rope;
+  std::vector<Buffer<float>> scratch;
+  std::vector<RowsBuffer> narrow_buffers, gathered_buffers;
+  std::vector<Rows> narrow, gathered;
+};
+
+// What the layers of a pass have in common: the most that any of them needs.
+struct Needs {
+  int input = 0, low = 0, heads = 0, narrow = 0, experts = 0;  // forms
+  long width = 0;                                              // of the widest SwiGLU
+  bool routed = false;
+};
+
+void add_needs(Needs& needs, const Layer& layer) {
+  needs.input |= form(layer.q_a) | form(layer.kv_a) | form(layer.router);
+  if (!layer.q_a.n) needs.input |= form(layer.q_b);
+  needs.low |= form(layer.q_b);
+  needs.heads |= form(layer.o);
+  needs.narrow |= form(layer.absorb[0]) | form(layer.values[0]);
+  for (const Feed* feed : {&layer.dense, layer.router.n ? layer.experts : &layer.dense}) {
+    needs.input |= form_in(*feed);
+    needs.experts |= form_in(*feed) | form(feed->down);
+    needs.width = std::max<long>(needs.width, feed->gate.n);
+  }
+  needs.routed |= layer.router.n != 0;
+}
+
+AttentionWork attention_work(Work& work, RowWork& rows, const Model& m, const Pass& pass,
+                             const Needs& needs, const Rows& x) {
+  const long T = pass.tokens, H = m.heads, W = m.latent + m.rope, ndv = m.nope + m.value;
+  AttentionWork a{};
+  a.x = x;
+  a.low = rows.low.get(T, std::max<long>(m.query, 1), needs.low);
+  a.down = work.down.get(T * round_up(m.query, 16) + 1);
+  a.latent = work.latent.get(T * round_up(W, 16));
+  a.q = work.q.get(T * round_up(H * (m.nope + m.rope), 16));
+  a.mixed = work.mixed.get(T * H * m.value);
+  long decoded = 0, longest = 0, unfolded = 0;
+  for (long s = 0; s < pass.sequences; s++) {
+    if (!is_unfolded(pass, s)) {
+      decoded = 1;
+      continue;
+    }
+    longest = std::max<long>(longest, pass.start[s] + pass.count[s]);
+    unfolded = std::max<long>(unfolded, pass.count[s]);
+  }
+  if (decoded) {
+    a.absorbed = work.absorbed.get(T * H * W);
+    a.sum = work.sum.get(T * H * m.latent);
+  }
+  if (unfolded) {
+    a.turned = work.turned.get(unfolded * H * (m.nope + m.rope));
+    a.kv = work.kv.get(std::max(longest * ndv, std::min(longest * ndv * H, UNFOLDED_BYTES / 2)));
+    a.k_rope = work.k_rope.get(longest * m.rope);
+  }
+  a.scratch = work.scratch.data();
+  a.narrow = work.narrow.data();
+  return a;
+}
+
+ExpertWork expert_work(Work& work, RowWork& rows, const Model& m, long T, const Needs& needs,
+                       const Rows& x) {
+  const long E = m.experts, K = needs.routed ? m.chosen : 0, all = T * (K + 1);
+  ExpertWork e{};
+  e.x = x;
+  e.logits = work.logits.get(T * round_up(E, 16));
+  e.chosen = rows.chosen.get(T * K);
+  e.weight = rows.weight.get(T * K);
+  e.row = rows.row.get(T * K);
+  e.token = rows.token.get(T * K);
+  e.start = rows.start.get(E + 1);
+  e.piece = rows.piece.get(all / PIECE + E + 2);
+  e.pieces = &rows.pieces;
+  e.gate = work.gate.get(all * round_up(needs.width, 16));
+  e.up = work.up.get(all * round_up(needs.width, 16));
+  e.y = work.experts.get(all * round_up(m.hidden, 16));
+  e.gathered = work.gathered.data();
+  e.scratch = work.scratch.data();
+  return e;
+}
+
+void prepare_threads(Work& work, const Model& m, const Pass& pass, const Needs& needs) {
+  const long threads = pass.threads;
+  work.scratch.resize(threads);
+  work.narrow_buffers.resize(threads);
+  work.gathered_buffers.resize(threads);
+  work.narrow.clear();
+  work.gathered.clear();
+  const long wide = std::max(m.hidden, needs.width);
+  for (long i = 0; i < threads; i++) {
+    work.narrow.push_back(
+        work.narrow_buffers[i].get(TOGETHER, std::max(m.nope, m.latent), needs.narrow | HALVES));
+    work.gathered.push_back(work.gathered_buffers[i].get(PIECE, wide, needs.experts));
+  }
+}
+
+// Norm every row of x into the forms that the next matrices take.
+void norm_rows(const Crew& crew, const Model& model, const float* x, const float* weight, long T,
+               int forms, Rows act, Buffer<float>& scratch) {
+  const Share mine = crew.rows(T);
+  float* normed = scratch.get(model.hidden);
+  for (long t = mine.begin; t < mine.end; t++) {
+    norm_row(x + t * model.hidden, weight, model.hidden, (float)model.eps, normed);
+    prepare_forms(act, t, normed, model.hidden, forms);
+  }
+}
+
+// x (T, D) += y (T, Dp)
+void add_rows(const Crew& crew, float* x, const float* y, long T, long D) {
+  const Share mine = crew.rows(T);
+  for (long t = mine.begin; t < mine.end; t++) add_row(x + t * D, y + t * round_up(D, 16), D);
+}
+
+// What a thread works on: its rows, and what all share.
+struct Bench {
+  Work& work;
+  const Needs& needs;
+  AttentionWork attention;
+  ExpertWork experts;
+  Rows input, heads;
+  float *x, *y;
+};
+
+// x += attention(norm(x)); x += feed_forward(norm(x)). Ends with this thread's rows done.
+void run_layer(Crew& crew, const Model& model, const Pass& pass, const Layer& layer, long number,
+               int64_t* met, const Bench& at) {
+  const long T = pass.tokens, D = model.hidden, width = model.heads * model.value;
+  Buffer<float>& scratch = at.work.scratch[crew.id];
+  const AttentionWork& attention = at.attention;
+  norm_rows(crew, model, at.x, layer.input_norm, T, at.needs.input, at.input, scratch);
+  crew.gather();
+  project_down(crew, model, pass, layer, number, attention);
+  crew.wait();
+  attend_absorbed(crew, model, pass, layer, number, attention);
+  for (long s = 0; s < pass.sequences; s++)
+    if (is_unfolded(pass, s)) attend_unfolded(crew, model, pass, layer, number, s, attention);
+  const Share mine = crew.rows(T);
+  Rows heads = at.heads;
+  for (long t = mine.begin; t < mine.end; t++)
+    prepare_forms(heads, t, attention.mixed + t * width, width, form(layer.o));
+  crew.gather();
+  project(crew, layer.o, heads, T, at.y, round_up(D, 16));
+  crew.wait();
+  add_rows(crew, at.x, at.y, T, D);
+  norm_rows(crew, model, at.x, layer.post_norm, T, at.needs.input, at.input, scratch);
+  crew.gather();
+  if (layer.router.n) {
+    project(crew, layer.router, at.input, T, at.experts.logits, round_up(model.experts, 16));
+    crew.wait();
+  }
+  feed_forward(crew, model, layer, T, met, at.experts, at.x);
+}
+
+void embed_row(const Model& model, long token, float* out) {
+  const long D = model.hidden;
+  if (model.embed_kind == F32) {
+    std::memcpy(out, static_cast<const float*>(model.embed) + token * D, D * sizeof(float));
+    return;
+  }
+  const bf16* row = static_cast<const bf16*>(model.embed) + token * D;
+  for (long i = 0; i < D; i += VF) {
+    const long some = std::min<long>(VF, D - i);
+    store_n(out + i, load_bf16_n(row + i, some), some);
+  }
+}
+
+// x = join(norm(embedding), norm(hidden before))
+void start_ahead(const Crew& crew, const Model& model, const Pass& pass, Rows both,
+                 const Bench& at) {
+  const Ahead& ahead = *model.ahead;
+  const long D = model.hidden, Dp = round_up(D, 16);
+  float *row = at.work.scratch[crew.id].get(3 * D), *embedded = row + 2 * D;
+  const Share mine = crew.rows(pass.tokens);
+  for (long t = mine.begin; t < mine.end; t++) {
+    embed_row(model, pass.token[t], embedded);
+    norm_row(embedded, ahead.embed_norm, D, (float)model.eps, row);
+    norm_row(pass.before + t * D, ahead.hidden_norm, D, (float)model.eps, row + D);
+    prepare_forms(both, t, row, 2 * D, form(ahead.join));
+  }
+  crew.gather();
+  project(crew, ahead.join, both, pass.tokens, at.y, Dp);
+  crew.wait();
+  for (long t = mine.begin; t < mine.end; t++)
+    std::memcpy(at.x + t * D, at.y + t * Dp, D * sizeof(float));
+}
+
+// One thread's way through a pass.
+void walk(Crew& crew, const Model& model, const Pass& pass, const Bench& at) {
+  const long T = pass.tokens, D = model.hidden;
+  const Share mine = crew.rows(T);
+  const float* norm = model.norm;
+  if (pass.before) {
+    Rows both = at.heads;
+    both.kp = round_up(2 * D, 64);
+    start_ahead(crew, model, pass, both, at);
+    run_layer(crew, model, pass, model.ahead->layer, model.layers, nullptr, at);
+    norm = model.ahead->norm;
+  } else {
+    for (long t = mine.begin; t < mine.end; t++) embed_row(model, pass.token[t], at.x + t * D);
+    int64_t* met = pass.met;
+    for (long i = 0; i < model.layers; i++) {
+      const Layer& layer = model.layer[i];
+      run_layer(crew, model, pass, layer, i, met, at);
+      if (layer.router.n && met) met += model.experts;
+    }
+  }
+  if (crew.solo && crew.id != 0) return;
+  for (long t = mine.begin; t < mine.end; t++)
+    norm_row(at.x + t * D, norm, D, (float)model.eps, pass.hidden + t * D);
+}
+
+Bench bench(Work& work, RowWork& rows, const Model& model, const Pass& pass, const Needs& needs) {
+  const long T = pass.tokens, D = model.hidden, width = model.heads * model.value;
+  const int joined = pass.before ? form(model.ahead->join) : 0;
+  const Rows input = rows.input.get(T, D, needs.input);
+  Rows heads = rows.heads.get(T, std::max(width, joined ? 2 * D : 0), needs.heads | joined);
+  heads.kp = round_up(width, 64);
+  return {work,
+          needs,
+          attention_work(work, rows, model, pass, needs, input),
+          expert_work(work, rows, model, T, needs, input),
+          input,
+          heads,
+          rows.x.get(T * D),
+          work.y.get(T * round_up(D, 16))};
+}
+
+void run(const Model& model, const Pass& pass, Work& work) {
+  Needs needs;
+  if (pass.before) add_needs(needs, model.ahead->layer);
+  for (long i = 0; i < model.layers && !pass.before; i++) add_needs(needs, model.layer[i]);
+  prepare_threads(work, model, pass, needs);
+  const bool solo = pass.tokens <= SOLO && pass.threads > 1;
+  work.rows.resize(pass.threads);
+  std::vector<Bench> benches;
+  for (long i = 0; i < (solo ? pass.threads : 1); i++)
+    benches.push_back(bench(work, work.rows[i], model, pass, needs));
+  Barrier barrier;
+  Ticket tickets[TICKETS];
+#pragma omp parallel num_threads(pass.threads)
+  {
+    Unit unit;
+#pragma omp single
+    barrier.among(omp_get_num_threads());  // the system may give fewer than were asked for
+    Crew crew{omp_get_thread_num(), omp_get_num_threads(), solo, barrier, tickets};
+    walk(crew, model, pass, benches[solo ? crew.id : 0]);
+  }
+}
+
+}  // namespace
+}  // namespace ab
+
+extern "C" int64_t ab_stack_new() { return reinterpret_cast<int64_t>(new ab::Work); }
+
+extern "C" void ab_stack_free(int64_t work) { delete reinterpret_cast<ab::Work*>(work); }
+
+// `model` and `pass` are addresses of the structures of stack.h.
+extern "C" void ab_stack_run(int64_t work, int64_t model, int64_t pass) {
+  ab::run(*reinterpret_cast<ab::Model*>(model), *reinterpret_cast<ab::Pass*>(pass),
+          *reinterpret_cast<ab::Work*>(work));
+}
+
+// logits (rows, ldo) = hidden (rows, D) through the head; ldo is the vocabulary rounded up to 16.
+extern "C" void ab_stack_head(int64_t work, int64_t model, const float* hidden, int64_t rows,
+                              float* logits, int64_t ldo, int64_t threads) {
+  using namespace ab;
+  const Model& m = *reinterpret_cast<Model*>(model);
+  Work& own = *reinterpret_cast<Work*>(work);
+  own.rows.resize(std::max<size_t>(own.rows.size(), 1));
+  Rows x = own.rows[0].input.get(rows, m.hidden, form(m.head));
+  for (long i = 0; i < rows; i++)
+    prepare_forms(x, i, hidden + i * m.hidden, m.hidden, form(m.head));
+  Barrier barrier;
+#pragma omp parallel num_threads(threads)
+  {
+    Unit unit;
+    const Crew crew{omp_get_thread_num(), omp_get_num_threads(), false, barrier, nullptr};
+    project(crew, m.head, x, rows, logits, ldo);
+  }
+}
+
+// The sizes of the structures that Python mirrors: Model, Layer, Ahead, Pass, Mat.
+extern "C" int64_t ab_stack_sizes(int64_t* sizes) {
+  const int64_t all[] = {sizeof(ab::Model), sizeof(ab::Layer), sizeof(ab::Ahead), sizeof(ab::Pass),
+                         sizeof(ab::Mat)};
+  std::copy(std::begin(all), std::end(all), sizes);
+  return std::size(all);
+}

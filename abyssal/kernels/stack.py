@@ -1,0 +1,295 @@
+"""A whole model as packed matrices, and a pass of it in one native call (stack.cpp).
+
+What torch does in some hundred calls a layer is one call for all layers: at small sizes the calls
+are what a decoding step costs. A pass takes tokens of many sequences laid end to end, reads and
+writes the paged latent cache in place, and leaves normed hidden states. The reference is the model
+itself (`DeepSeekV3.forward` over a `PagedCache`), which the tests hold it against.
+
+    T tokens    S sequences    D hidden_size    W vocab_size    E n_routed_experts    H heads
+"""
+
+import ctypes
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from abyssal.config import ModelConfig
+from abyssal.kernels.linear import Kind, MatStruct
+from abyssal.kernels.registry import Native, native
+
+Array = np.ndarray
+
+LATENT_NORM_EPS = 1e-6  # of the two latent norms, as released
+
+_I, _D, _P = ctypes.c_int64, ctypes.c_double, ctypes.c_void_p
+
+
+class _Feed(ctypes.Structure):
+    _fields_ = [("gate", MatStruct), ("up", MatStruct), ("down", MatStruct)]
+
+
+class _Layer(ctypes.Structure):
+    _fields_ = [
+        *((name, _P) for name in ("input_norm", "post_norm", "q_norm", "kv_norm")),
+        *((name, MatStruct) for name in ("q_a", "q_b", "kv_a")),
+        *((name, _P) for name in ("absorb", "keys", "values")),
+        ("o", MatStruct),
+        ("dense", _Feed),
+        ("router", MatStruct),
+        ("bias", _P),
+        ("experts", _P),
+    ]
+
+
+class _Ahead(ctypes.Structure):
+    _fields_ = [
+        *((name, _P) for name in ("embed_norm", "hidden_norm", "norm")),
+        ("join", MatStruct),
+        ("layer", _Layer),
+    ]
+
+
+class _Model(ctypes.Structure):
+    _fields_ = [
+        *((name, _I) for name in ("hidden", "heads", "nope", "rope", "value", "latent", "query")),
+        *((name, _I) for name in ("vocab", "experts", "chosen", "groups", "kept_groups")),
+        ("normalize", _I),
+        *((name, _D) for name in ("eps", "latent_eps", "route_scale", "softmax_scale")),
+        ("embed_kind", _I),
+        *((name, _P) for name in ("embed", "cosine", "sine")),
+        ("layers", _I),
+        *((name, _P) for name in ("layer", "norm")),
+        ("head", MatStruct),
+        ("ahead", _P),
+    ]
+
+
+class _Pool(ctypes.Structure):
+    _fields_ = [
+        ("base", _P),
+        *((name, _I) for name in ("layer_stride", "page_stride", "kind", "C", "R")),
+    ]
+
+
+class _Pass(ctypes.Structure):
+    _fields_ = [
+        *((name, _I) for name in ("tokens", "sequences", "threads", "absorbed")),
+        *((name, _P) for name in ("token", "position", "first", "count", "start", "pages")),
+        *((name, _P) for name in ("table", "slot")),
+        ("pool", _Pool),
+        *((name, _P) for name in ("before", "hidden", "met")),
+    ]
+
+
+class Layers(NamedTuple):
+    """The packed weights of a model, by names of the published checkpoint.
+
+    A matrix that has several forms, or of which there are several, is one entry: the heads of
+    ``kv_b_proj`` as ``.absorb``, ``.keys`` and ``.values``, the experts of a layer as ``.experts.``.
+    """
+
+    matrices: Mapping[str, Sequence[MatStruct]]
+    vectors: Mapping[str, Array]  # float32, but the embedding in its own precision
+    embed_kind: int  # F32 or BF16
+    held: object  # what keeps the matrices' memory
+
+
+class Stack:
+    """A model that runs natively. One pass at a time."""
+
+    def __init__(self, config: ModelConfig, weights: Layers, softmax_scale: float):
+        self.config, self._weights = config, weights
+        self._kept: list[object] = []  # what the structures point to
+        self._run, self._head = _wanted("stack_run"), _wanted("stack_head")
+        self._free = _wanted("stack_free")
+        self._model = self._describe(softmax_scale)
+        self._cos = self._sin = np.empty((0, config.qk_rope_head_dim // 2), np.float32)
+        self.work = _wanted("stack_new")()
+
+    def __del__(self) -> None:
+        if hasattr(self, "work"):
+            self._free(self.work)
+
+    def set_angles(self, cos: Tensor, sin: Tensor) -> None:
+        """Let position p turn by the angles whose cos and sin are in row p of (P, R/2) float32."""
+        self._cos, self._sin = cos.contiguous().numpy(), sin.contiguous().numpy()
+        self._model.cosine, self._model.sine = self._cos.ctypes.data, self._sin.ctypes.data
+
+    @property
+    def embed_dtype(self) -> torch.dtype:
+        """The precision of the embedding, which the cache shares unless it is told otherwise."""
+        return torch.bfloat16 if self._weights.embed_kind == Kind.BF16 else torch.float32
+
+    @property
+    def num_angles(self) -> int:
+        """Positions whose angles are known."""
+        return len(self._cos)
+
+    def run(
+        self,
+        tokens: Array,
+        positions: Array,
+        slots: Array,
+        spans: Array,
+        pages: Array,
+        pool: Tensor,
+        *,
+        before: Tensor | None = None,
+        met: Tensor | None = None,
+        absorbed: bool = False,
+    ) -> Tensor:
+        """Normed hidden states (T, D) float32 of tokens (T,) at positions (T,), all int32.
+
+        Their latents go to `slots` (T,): page * 64 + place in the page. `spans` (4, S) int64 holds each sequence's first row, rows, position of the first, and where
+        its page table begins in `pages` (int32). `pool` is the cache's. With `before` (T, D) it is
+        the first prediction module that runs: on hidden states and the tokens behind theirs. `met`
+        (MoE layers, E) int64 is added to. With `absorbed`, the bits of a row do not depend on how
+        its sequence was cut into passes.
+        """
+        hidden = torch.empty(len(tokens), self.config.hidden_size)
+        narrow = spans[:3].astype(np.int32)  # (3, S)
+        step = narrow.strides[0]
+        given = _Pass(
+            len(tokens),
+            spans.shape[1],
+            torch.get_num_threads(),
+            absorbed,
+            tokens.ctypes.data,
+            positions.ctypes.data,
+            narrow.ctypes.data,
+            narrow.ctypes.data + step,
+            narrow.ctypes.data + 2 * step,
+            pages.ctypes.data,
+            spans[3].ctypes.data,
+            slots.ctypes.data,
+            self._pool(pool),
+            None if before is None else before.data_ptr(),
+            hidden.data_ptr(),
+            None if met is None else met.data_ptr(),
+        )
+        self._run(self.work, ctypes.addressof(self._model), ctypes.addressof(given))
+        return hidden
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Scores (S, W) float32 of the token after each of hidden (S, D) float32."""
+        width = -(-self.config.vocab_size // 16) * 16
+        out = torch.empty(len(hidden), width)
+        address = ctypes.addressof(self._model)
+        threads = torch.get_num_threads()
+        self._head(self.work, address, hidden.contiguous(), len(hidden), out, width, threads)
+        return out[:, : self.config.vocab_size]
+
+    def _pool(self, pool: Tensor) -> _Pool:
+        kind = {torch.float32: 0, torch.bfloat16: 1}.get(pool.dtype, 2)
+        strides = [stride * pool.element_size() for stride in pool.stride()[:2]]
+        config = self.config
+        return _Pool(pool.data_ptr(), *strides, kind, config.kv_lora_rank, config.qk_rope_head_dim)
+
+    # What stack.h is told
+
+    def _describe(self, softmax_scale: float) -> _Model:
+        config, L = self.config, self.config.num_hidden_layers
+        layers = (_Layer * L)(*(self._layer(i) for i in range(L)))
+        ahead = None
+        if f"model.layers.{L}.eh_proj" in self._weights.matrices:
+            ahead = _Ahead(
+                *(self._vector(f"model.layers.{L}.{name}.weight") for name in ("enorm", "hnorm")),
+                self._vector(f"model.layers.{L}.shared_head.norm.weight"),
+                self._one(f"model.layers.{L}.eh_proj"),
+                self._layer(L),
+            )
+        self._kept += [layers, ahead]
+        return _Model(
+            config.hidden_size,
+            config.num_attention_heads,
+            config.qk_nope_head_dim,
+            config.qk_rope_head_dim,
+            config.v_head_dim,
+            config.kv_lora_rank,
+            config.q_lora_rank or 0,
+            config.vocab_size,
+            config.n_routed_experts,
+            config.num_experts_per_tok,
+            config.n_group,
+            config.topk_group,
+            config.norm_topk_prob,
+            config.rms_norm_eps,
+            LATENT_NORM_EPS,
+            config.routed_scaling_factor,
+            softmax_scale,
+            self._weights.embed_kind,
+            self._vector("model.embed_tokens.weight"),
+            None,
+            None,
+            L,
+            ctypes.addressof(layers),
+            self._vector("model.norm.weight"),
+            self._one("lm_head"),
+            ctypes.addressof(ahead) if ahead else None,
+        )
+
+    def _layer(self, number: int) -> _Layer:
+        stem, config = f"model.layers.{number}.", self.config
+        attn, mlp = f"{stem}self_attn.", f"{stem}mlp."
+        low = config.q_lora_rank is not None
+        routed = config.is_moe(number)
+        dense = f"{mlp}shared_experts." if routed else mlp
+        has_dense = not routed or config.n_shared_experts > 0
+        return _Layer(
+            self._vector(f"{stem}input_layernorm.weight"),
+            self._vector(f"{stem}post_attention_layernorm.weight"),
+            self._vector(f"{attn}q_a_layernorm.weight") if low else None,
+            self._vector(f"{attn}kv_a_layernorm.weight"),
+            self._one(f"{attn}q_a_proj") if low else MatStruct(),
+            self._one(f"{attn}q_b_proj" if low else f"{attn}q_proj"),
+            self._one(f"{attn}kv_a_proj_with_mqa"),
+            *(self._many(f"{attn}kv_b_proj.{part}") for part in ("absorb", "keys", "values")),
+            self._one(f"{attn}o_proj"),
+            self._feeds(dense)[0] if has_dense else _Feed(),
+            self._one(f"{mlp}gate") if routed else MatStruct(),
+            self._vector(f"{mlp}gate.e_score_correction_bias") if routed else None,
+            ctypes.addressof(self._feeds(f"{mlp}experts.")) if routed else None,
+        )
+
+    def _one(self, name: str) -> MatStruct:
+        (matrix,) = self._weights.matrices[name]
+        return matrix
+
+    def _many(self, name: str) -> int:
+        matrices = self._weights.matrices[name]
+        array = (MatStruct * len(matrices))(*matrices)
+        self._kept.append(array)
+        return ctypes.addressof(array)
+
+    def _feeds(self, stem: str) -> "ctypes.Array[_Feed]":
+        matrices = self._weights.matrices
+        parts = (matrices[f"{stem}{name}_proj"] for name in ("gate", "up", "down"))
+        feeds = [_Feed(*three) for three in zip(*parts, strict=True)]
+        array = (_Feed * len(feeds))(*feeds)
+        self._kept.append(array)
+        return array
+
+    def _vector(self, name: str) -> int:
+        return int(self._weights.vectors[name].ctypes.data)
+
+
+def is_available() -> bool:
+    """Whether passes can run natively here."""
+    return native("stack_run") is not None
+
+
+def check_layout() -> None:
+    """Assert that the structures here are those of stack.h."""
+    sizes = (ctypes.c_int64 * 5)()
+    _wanted("stack_sizes")(ctypes.addressof(sizes))
+    mine = [ctypes.sizeof(kind) for kind in (_Model, _Layer, _Ahead, _Pass, MatStruct)]
+    assert list(sizes) == mine, (list(sizes), mine)
+
+
+def _wanted(name: str) -> Native:
+    found = native(name)
+    assert found is not None, "ask is_available() first"
+    return found
