@@ -12,8 +12,11 @@ from abyssal.errors import CheckpointError
 MANIFEST = "manifest.json"
 
 
-def publish_folder(folder: Path, fill: Callable[[Path], None]) -> None:
-    """Let `fill` write into a hidden folder beside; hash, sync and rename it to `folder`."""
+def publish_folder(folder: Path, fill: Callable[[Path], None], *, replace: bool = True) -> None:
+    """Let `fill` write into a hidden folder beside; hash, sync and rename it to `folder`.
+
+    Without `replace`, a folder that is there by then stays, and OSError is raised.
+    """
     draft = folder.with_name(f".{folder.name}.writing")
     if draft.exists():  # of a run that was killed here
         shutil.rmtree(draft)
@@ -21,7 +24,7 @@ def publish_folder(folder: Path, fill: Callable[[Path], None]) -> None:
     try:
         fill(draft)
         seal(draft)
-        if folder.exists():
+        if replace and folder.exists():
             shutil.rmtree(folder)
         os.replace(draft, folder)
         sync(folder.parent)

@@ -2,6 +2,7 @@
 
 Shards are safetensors; ``model.safetensors.index.json`` says which tensor is in which. A folder
 with one shard may do without. Every file that is missing or broken is named in a CheckpointError.
+Weights may be stored quantized: FP8 in blocks as released, INT8 and INT4 as in integers.py.
 """
 
 from collections.abc import Mapping, Sequence
@@ -12,18 +13,14 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from abyssal.checkpoint import files, fp8, names
+from abyssal.checkpoint import files, fp8, integers, names
+from abyssal.checkpoint.stored import Matrix
 from abyssal.errors import CheckpointError
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
-FP8 = "F8_E4M3"
-DTYPES = {  # as stored -> as read
-    "F32": torch.float32,
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-    FP8: torch.bfloat16,
-}
+FP8, INT8 = "F8_E4M3", "I8"
+FLOATS = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 _SHOWN = 20  # names of each kind in an error
 
 
@@ -80,11 +77,8 @@ def _open(path: Path) -> Any:
 
 
 def block_size(folder: Path) -> tuple[int, int]:
-    """Rows and columns that share a scale; 128 by 128 where config.json does not say."""
-    quantization = files.read_json(folder / "config.json").get("quantization_config") or {}
-    size = list(fp8.BLOCK)
-    if isinstance(quantization, dict):
-        size = quantization.get("weight_block_size", size)
+    """Rows and columns that share an FP8 scale; 128 by 128 where config.json does not say."""
+    size = _quantization(folder).get("weight_block_size", list(fp8.BLOCK))
     match size:
         case [int(rows), int(columns)] if rows > 0 and columns > 0:
             return rows, columns
@@ -93,20 +87,108 @@ def block_size(folder: Path) -> tuple[int, int]:
     )
 
 
-class Shards:
-    """Tensors by published name from open shards."""
+def group_size(folder: Path) -> int:
+    """Inputs that share an INT4 scale; 64 where config.json does not say."""
+    groups = _quantization(folder).get("config_groups") or {}
+    found = [
+        group["weights"].get("group_size")
+        for group in (groups.values() if isinstance(groups, dict) else ())
+        if isinstance(group, dict) and isinstance(group.get("weights"), dict)
+        if group["weights"].get("num_bits") == 4
+    ]
+    match found or [integers.GROUP]:
+        case [int(size), *others] if size > 0 and all(other == size for other in others):
+            return size
+    raise CheckpointError(
+        f"{folder / 'config.json'}: 4-bit weights with group_size={found}, expected one size"
+    )
 
-    def __init__(self, stored: Mapping[str, Stored], block: tuple[int, int]):
-        self.stored, self.block = stored, block
+
+def quantization_of(folder: Path) -> str | None:
+    """The quant_method of a folder: ``fp8`` or ``compressed-tensors``; None if it has none.
+
+    Raises:
+        CheckpointError: it is another.
+    """
+    method = _quantization(folder).get("quant_method")
+    if method in (None, "fp8", "compressed-tensors"):
+        return None if method is None else str(method)
+    raise CheckpointError(
+        f"{folder / 'config.json'}: quant_method={method!r}, expected fp8 or compressed-tensors"
+    )
+
+
+def _quantization(folder: Path) -> dict[str, Any]:
+    found = files.read_json(folder / "config.json").get("quantization_config")
+    return found if isinstance(found, dict) else {}
+
+
+def opened(folder: Path) -> "Shards":
+    """The tensors of a folder, read as they are asked for.
+
+    Raises:
+        CheckpointError: a file is missing or broken, or its quantization is of an unknown kind.
+    """
+    quantization_of(folder)
+    return Shards(headers(folder), block_size(folder), group_size(folder))
+
+
+class Shards:
+    """Tensors by published name from open shards; a quantized weight by the name it had before."""
+
+    def __init__(
+        self, stored: Mapping[str, Stored], block: tuple[int, int], group: int = integers.GROUP
+    ):
+        self.stored, self.block, self.group = stored, block, group
         self.open: dict[Path, Any] = {}  # safetensors exports no type for its handle
 
+    def __contains__(self, published: str) -> bool:
+        return published in self.stored or published + integers.PACKED in self.stored
+
+    def dtype(self, published: str) -> torch.dtype:
+        """What `tensor` gives: as stored, and bfloat16 for what is quantized."""
+        entry = self.stored.get(published)
+        return torch.bfloat16 if entry is None else FLOATS.get(entry.dtype, torch.bfloat16)
+
+    def close(self) -> None:
+        """Let go of the files opened so far; they open again when asked for."""
+        self.open.clear()
+
     def tensor(self, published: str) -> Tensor:
-        """One tensor as stored, FP8 multiplied out."""
-        entry = self.stored[published]
-        weight = self._raw(published)
-        if entry.dtype != FP8:
-            return weight
-        return fp8.dequantize(weight, self._raw(published + names.SCALE), self.block)
+        """One tensor as stored; what is quantized multiplied out."""
+        entry = self.stored.get(published)
+        if entry is not None and entry.dtype in FLOATS:
+            return self._raw(published)
+        return self.matrix(published).dequantize()
+
+    def matrix(self, published: str) -> Matrix:
+        """One matrix (O, I) as stored, its scales in float32; float16 is widened to float32."""
+        if published not in self.stored:
+            return self._int4(published)
+        data, entry = self._raw(published), self.stored[published]
+        shape = (entry.shape[0], entry.shape[1])
+        match entry.dtype:
+            case "BF16":
+                return Matrix("bf16", shape, data)
+            case "I8":
+                scale = self._raw(published + integers.SCALE).float()
+                return Matrix("int8", shape, data, scale, (1, shape[1]))
+            case "F8_E4M3":
+                scale = self._raw(published + names.SCALE).float()
+                return Matrix("fp8", shape, data, scale, self.block)
+        return Matrix("f32", shape, data.float())
+
+    def _int4(self, published: str) -> Matrix:
+        rows, columns = self._raw(published + integers.SHAPE).tolist()
+        packed = self.stored[published + integers.PACKED]
+        if packed.shape != integers.packed_shape((rows, columns)):
+            raise CheckpointError(
+                f"{packed.path}: {published + integers.SHAPE} is {rows} by {columns}, but "
+                f"{published + integers.PACKED} is {packed.shape}; convert or copy it again"
+            )
+        data = self._raw(published + integers.PACKED).view(torch.uint8)
+        scale = self._raw(published + integers.SCALE).float()
+        return Matrix("int4", (rows, columns), data, scale, (1, self.group))
 
     def _raw(self, published: str) -> Tensor:
         path = self.stored[published].path

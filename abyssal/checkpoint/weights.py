@@ -13,7 +13,7 @@ import os
 import re
 import shutil
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from functools import reduce
 from itertools import count
 from pathlib import Path
@@ -24,8 +24,8 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
-from abyssal.checkpoint import files, fp8, names, shards
-from abyssal.checkpoint.shards import DTYPES, FP8, INDEX, SINGLE, Stored, some
+from abyssal.checkpoint import files, fp8, integers, names, shards
+from abyssal.checkpoint.shards import FLOATS, FP8, INDEX, INT8, SINGLE, Shards, some
 from abyssal.config import ModelConfig
 from abyssal.errors import CheckpointError
 
@@ -37,7 +37,8 @@ def read(
     *,
     dtype: torch.dtype | None = None,
 ) -> dict[str, Tensor]:
-    """Our tensors, by our names, in the precision they were saved in; FP8 becomes BF16.
+    """Our tensors, by our names, in the precision they were saved in; FP8, INT8 and INT4
+    become BF16.
 
     With `dtype` all but the gate biases, which the release keeps in float32, are cast to it.
 
@@ -46,49 +47,68 @@ def read(
             one error names them all.
     """
     folder = Path(folder)
-    stored = shards.headers(folder)
-    block = shards.block_size(folder)
+    opened = check(folder, config, shapes)
     wanted = {name: names.parts(name, shape, config) for name, shape in shapes.items()}
-    _refuse_misfits(folder, wanted, stored, names.copies(config), block)
-    opened = shards.Shards(stored, block)
     tensors: dict[str, Tensor] = {}
     for name, pieces in wanted.items():
-        kinds = [DTYPES[stored[piece.published].dtype] for piece in pieces]
+        kinds = [opened.dtype(piece.published) for piece in pieces]
         kind = dtype if dtype and not name.endswith("_bias") else reduce(torch.promote_types, kinds)
         tensors[name] = torch.empty(shapes[name], dtype=kind)
         for piece in pieces:
             tensors[name][piece.place].copy_(opened.tensor(piece.published))
     for copy, original in names.copies(config).items():
-        if copy in stored and not _same_bits(opened.tensor(copy), opened.tensor(original)):
+        if copy in opened and not _same_bits(opened.tensor(copy), opened.tensor(original)):
             raise CheckpointError(
                 f"{folder}: {copy} differs from {original}; expected a copy, as in the release"
             )
     return tensors
 
 
+def check(folder: str | Path, config: ModelConfig, shapes: Mapping[str, torch.Size]) -> Shards:
+    """The tensors of a folder, not yet read, that fit our tensors of these shapes by our names.
+
+    Raises:
+        CheckpointError: a file is missing or broken, or tensors are missing, surplus or misshapen;
+            one error names them all.
+    """
+    opened = shards.opened(Path(folder))
+    wanted = {name: names.parts(name, shape, config) for name, shape in shapes.items()}
+    _refuse_misfits(Path(folder), wanted, opened, names.copies(config))
+    return opened
+
+
+class _Expected(NamedTuple):
+    """What a header must say of a tensor."""
+
+    shape: tuple[int, ...]
+    dtypes: Collection[str]
+
+
 def _refuse_misfits(
     folder: Path,
     wanted: Mapping[str, Sequence[names.Part]],
-    stored: Mapping[str, Stored],
+    opened: Shards,
     copies: Mapping[str, str],
-    block: tuple[int, int],
 ) -> None:
     """Raise one error that names all tensors missing, surplus, misshapen or of a foreign type."""
-    expected = {part.published: part.shape for parts in wanted.values() for part in parts}
-    expected |= {copy: expected[copies[copy]] for copy in copies if copy in stored}
-    for published, shape in list(expected.items()):
-        if published in stored and stored[published].dtype == FP8 and len(shape) == 2:
-            expected[published + names.SCALE] = fp8.scale_shape(shape, block)
+    stored = opened.stored
+    plain = {part.published: part.shape for parts in wanted.values() for part in parts}
+    plain |= {copy: plain[copies[copy]] for copy in copies if copy in opened}
+    expected = {
+        name: tensor
+        for published, shape in plain.items()
+        for name, tensor in _as_stored(published, shape, opened).items()
+    }
+    present = {name: tensor for name, tensor in expected.items() if name in stored}
     misshapen = [
-        f"{name} is {_times(stored[name].shape)}, expected {_times(shape)}"
-        for name, shape in expected.items()
-        if name in stored and stored[name].shape != shape
+        f"{name} is {_times(stored[name].shape)}, expected {_times(tensor.shape)}"
+        for name, tensor in present.items()
+        if stored[name].shape != tensor.shape
     ]
     foreign = [
         f"{name} is {stored[name].dtype}"
-        for name, shape in expected.items()
-        if name in stored
-        and (stored[name].dtype not in DTYPES or (stored[name].dtype == FP8 and len(shape) != 2))
+        for name, tensor in present.items()
+        if stored[name].dtype not in tensor.dtypes
     ]
     complaints = [
         f"{len(found)} {kind}: {some(found)}"
@@ -96,7 +116,7 @@ def _refuse_misfits(
             ("missing", [name for name in expected if name not in stored]),
             ("surplus", [name for name in stored if name not in expected]),
             ("of another shape", misshapen),
-            (f"of a type not among {', '.join(DTYPES)} (matrices only)", foreign),
+            (f"of a type not among {', '.join(FLOATS)}, {FP8}, {INT8} (matrices only)", foreign),
         )
         if found
     ]
@@ -105,6 +125,29 @@ def _refuse_misfits(
             f"{folder}: tensors do not fit config.json; {'; '.join(complaints)}. "
             "Check that the config and the shards belong together"
         )
+
+
+def _as_stored(published: str, shape: tuple[int, ...], opened: Shards) -> dict[str, _Expected]:
+    """The tensors that a published one is stored as, judged by what is there of it."""
+    entry = opened.stored.get(published)
+    if len(shape) == 2:
+        if entry is None and published in opened:
+            scales = integers.group_shape(shape, opened.group)
+            return {
+                published + integers.PACKED: _Expected(integers.packed_shape(shape), ("I32",)),
+                published + integers.SCALE: _Expected(scales, FLOATS),
+                published + integers.SHAPE: _Expected((2,), ("I64", "I32")),
+            }
+        if entry is not None and entry.dtype == INT8:
+            scale = {published + integers.SCALE: _Expected((shape[0], 1), FLOATS)}
+            return {published: _Expected(shape, (INT8,))} | scale
+        if entry is not None and entry.dtype == FP8:
+            scales = fp8.scale_shape(shape, opened.block)
+            return {
+                published: _Expected(shape, (FP8,)),
+                published + names.SCALE: _Expected(scales, FLOATS),
+            }
+    return {published: _Expected(shape, FLOATS)}
 
 
 def _same_bits(one: Tensor, other: Tensor) -> bool:
@@ -231,7 +274,7 @@ def _move(draft: Path, folder: Path) -> None:
 
 
 _SHARD = re.compile(r"model(\.\d+)?-\d{5}-of-\d{5}\.safetensors")
-_WRITTEN_DTYPES = set(DTYPES.values())
+_WRITTEN_DTYPES = set(FLOATS.values())
 
 
 def _free_stem(folder: Path) -> str:

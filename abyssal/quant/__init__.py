@@ -1,0 +1,1 @@
+"""Models in fewer bits: what a weight becomes, and whole folders of them."""
