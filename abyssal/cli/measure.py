@@ -79,6 +79,7 @@ def info(
 def _machine() -> dict[str, object]:
     import torch
 
+    from abyssal.kernels import registry
     from abyssal.train.machine import measure
 
     found = measure()
@@ -89,6 +90,7 @@ def _machine() -> dict[str, object]:
         "cores": os.cpu_count(),
         "precision": str(found.dtype).removeprefix("torch."),
         "peak_flops": found.peak_flops,
+        "kernels": registry.status(),
     }
 
 

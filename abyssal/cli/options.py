@@ -39,6 +39,12 @@ CacheMemory = Annotated[
     str | None,
     typer.Option(help="Memory for cached tokens; without it, measured.", metavar="2GiB"),
 ]
+CacheType = Annotated[
+    Literal["bfloat16", "int8"] | None,
+    typer.Option(
+        "--cache-dtype", help="Precision of cached tokens; without one, the model's. int8: half."
+    ),
+]
 MaxRunning = Annotated[int, typer.Option(help="Answers under way at once.", metavar="N")]
 Json = Annotated[bool, typer.Option("--json", help="JSON objects, one a line, nothing else.")]
 

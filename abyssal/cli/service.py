@@ -9,6 +9,7 @@ import typer
 from abyssal.cli import DEMO, Verb, console
 from abyssal.cli.options import (
     CacheMemory,
+    CacheType,
     ChatLayout,
     Deterministic,
     Draft,
@@ -66,6 +67,7 @@ def serve(
     max_running: MaxRunning = 64,
     max_waiting: MaxWaiting = 256,
     cache: CacheMemory = None,
+    cache_dtype: CacheType = None,
     draft: Draft = 0,
     deterministic: Deterministic = False,
     cors: Cors = None,
@@ -102,6 +104,7 @@ def serve(
         max_running=max_running,
         max_waiting=max_waiting,
         cache_bytes=amount_of_bytes(cache),
+        cache_dtype=cache_dtype,
         draft=draft,
         deterministic=deterministic,
     )

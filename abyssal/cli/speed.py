@@ -9,6 +9,7 @@ import typer
 from abyssal.cli import DEMO, Verb, console
 from abyssal.cli.options import (
     CacheMemory,
+    CacheType,
     Deterministic,
     Draft,
     Folder,
@@ -58,6 +59,7 @@ def bench(
     temperature: Temperature = 1.0,
     max_running: MaxRunning = 64,
     cache: CacheMemory = None,
+    cache_dtype: CacheType = None,
     draft: Draft = 0,
     deterministic: Deterministic = False,
     json: Annotated[bool, typer.Option("--json", help="One JSON object and nothing else.")] = False,
@@ -84,6 +86,7 @@ def bench(
     options = EngineOptions(
         max_running=max_running,
         cache_bytes=amount_of_bytes(cache),
+        cache_dtype=cache_dtype,
         draft=draft,
         deterministic=deterministic,
     )

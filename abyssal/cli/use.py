@@ -6,6 +6,7 @@ import typer
 
 from abyssal.cli import DEMO, Verb, console
 from abyssal.cli.options import (
+    CacheType,
     ChatLayout,
     Deterministic,
     Draft,
@@ -53,6 +54,7 @@ def generate(
     layout: ChatLayout = None,
     thinking: Thinking = False,
     draft: Draft = 0,
+    cache_dtype: CacheType = None,
     deterministic: Deterministic = False,
     json: Json = False,
 ) -> None:
@@ -81,7 +83,7 @@ def generate(
         seed=seed,
         stop=tuple(stop or ()),
     )
-    options = EngineOptions(draft=draft, deterministic=deterministic)
+    options = EngineOptions(draft=draft, cache_dtype=cache_dtype, deterministic=deterministic)
     check_folder(folder)
     if prompt is not None:
         _continue(open_llm(folder, options), prompt, params, json)

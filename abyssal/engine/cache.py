@@ -2,7 +2,8 @@
 
 DeepSeek-V3 (arXiv 2412.19437), section 2.1.1. Nothing is kept per head, and nothing here knows of
 sequences between passes: `begin` is told which pages hold which tokens, and plans how the kernel
-reads them. Page 0 is nobody's; it stands where a table must be filled up.
+reads them. Page 0 is nobody's; it stands where a table must be filled up. In int8 each token has a
+scale besides, of two bytes.
 
     T tokens of a pass    S sequences    n tokens each brings    H heads    C kv_lora_rank
     R qk_rope_head_dim
@@ -21,13 +22,20 @@ from torch import Tensor
 from abyssal.config import ModelConfig
 from abyssal.engine.pages import PAGE
 from abyssal.kernels.latent_attention import (
+    SCALE_BYTES,
+    Extents,
     Group,
     Pairs,
+    append_integers,
+    dequantize,
     fixed_attention,
     latent_attention,
+    native_attention,
     plan_group,
     plan_pairs,
+    twin,
 )
+from abyssal.kernels.registry import Native
 
 MOST_TOGETHER = 8  # tokens of an extent that is read together with others of its count
 MOST_PADDING = 12  # pages copied in vain in a group; more cost more than another call
@@ -63,15 +71,20 @@ class PagedCache:
         """
         self.config, self.fixed = config, fixed
         # Zeros, not empty: a hidden position has weight 0, and 0 * nan would be nan.
-        shape = (num_layers, num_pages, PAGE, config.latent_size)
-        self.pool = _zeros(shape, dtype, device)
+        page: tuple[int, ...] = (PAGE, config.latent_size)
+        if dtype == torch.int8:
+            page = (self.bytes_per_page(config, 1, dtype),)
+        self.pool = _zeros((num_layers, num_pages, *page), dtype, device)
         self._reads: list[_Read] = []
         self._pairs: Pairs | None = None
+        self._native: tuple[Native, Extents] | None = None
+        self._integers: Tensor | None = None
 
     @staticmethod
     def bytes_per_page(config: ModelConfig, num_layers: int, dtype: torch.dtype) -> int:
         """What one page takes in all layers."""
-        return num_layers * PAGE * config.latent_size * dtype.itemsize
+        token = config.latent_size * dtype.itemsize + SCALE_BYTES * (dtype == torch.int8)
+        return num_layers * PAGE * token
 
     def copy(self, pairs: Iterable[tuple[int, int]]) -> None:
         """Copy whole pages, all layers of them: (from, to) each, one after the other."""
@@ -90,6 +103,17 @@ class PagedCache:
         self._places = torch.from_numpy(np.array(places)).to(device)  # (T,) rows of a layer
         fresh = {place // PAGE for place in places if place % PAGE == 0}
         self._fresh = torch.tensor(list(fresh), device=device) if fresh else None
+        self._native = self._integers = None
+        if (function := twin(self.pool)) is not None:
+            self._native = function, _plan_extents(extents)
+            return
+        if (
+            self.pool.dtype == torch.int8
+        ):  # the pages in use become floats, in an order of their own
+            used = sorted({0}.union(*(extent.pages for extent in extents)))
+            self._integers = torch.tensor(used, device=device)
+            order = {page: i for i, page in enumerate(used)}
+            extents = [Extent([order[p] for p in e.pages], e.start, e.count) for e in extents]
         if self.fixed:
             self._pairs = _plan_pairs(extents, device)
         else:
@@ -100,11 +124,19 @@ class PagedCache:
         if self._fresh is not None:
             # Hidden positions have weight 0, but 0 times what a stranger left there may be nan.
             self.pool[layer].index_fill_(0, self._fresh, 0)
-        self.pool[layer].flatten(0, 1).index_copy_(0, self._places, latents)
+        if self.pool.dtype == torch.int8:
+            append_integers(self.pool[layer], self._places, latents, self.config.kv_lora_rank)
+        else:
+            self.pool[layer].flatten(0, 1).index_copy_(0, self._places, latents.to(self.pool.dtype))
 
     def attend(self, layer: int, q: Tensor, scale: float) -> Tensor:
         """q (T, H, C+R) against all its sequence has cached so far -> mixed latents (T, H, C)."""
         pages, C = self.pool[layer], self.config.kv_lora_rank
+        if self._native is not None:
+            function, extents = self._native
+            return native_attention(function, q, pages, extents, scale, C)
+        if self._integers is not None:
+            pages = dequantize(pages.index_select(0, self._integers), q.shape[-1]).to(q.dtype)
         if self._pairs is not None:
             return fixed_attention(q, pages, self._pairs, scale, C)
         out = q.new_empty(*q.shape[:2], C)
@@ -129,6 +161,14 @@ class _Read(NamedTuple):
 
     rows: slice | Tensor  # (S*n,)
     group: Group
+
+
+def _plan_extents(extents: Sequence[Extent]) -> Extents:
+    """Each by itself, in the order of the batch."""
+    table = _table(extents, max(e.start + e.count - 1 for e in extents) // PAGE + 1)
+    starts = np.array([extent.start for extent in extents])
+    offsets = np.array([0, *accumulate(extent.count for extent in extents)])
+    return Extents(table.astype(np.int32), starts, offsets)
 
 
 def _plan_pairs(extents: Sequence[Extent], device: torch.device) -> Pairs:

@@ -17,10 +17,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from abyssal.config import ModelConfig
 from abyssal.engine.answer import Answer
 from abyssal.engine.cache import PagedCache
 from abyssal.engine.grammar import Grammars
 from abyssal.engine.memory import cache_budget
+from abyssal.engine.native import NativeRunner, stack_of
 from abyssal.engine.options import EngineOptions as EngineOptions
 from abyssal.engine.options import Stats as Stats
 from abyssal.engine.pages import PAGE, PagePool
@@ -31,6 +33,8 @@ from abyssal.engine.scheduler import Entry, Scheduler, Step
 from abyssal.engine.scoring import given
 from abyssal.engine.speculative import Drafter
 from abyssal.errors import AbyssalError, ConfigError
+from abyssal.kernels import stack as native
+from abyssal.kernels.stack import Stack
 from abyssal.model.transformer import DeepSeekV3
 from abyssal.tokenizer.bpe import Tokenizer
 
@@ -55,20 +59,27 @@ class _Turn(NamedTuple):
 
 
 class Engine:
-    """A model that serves many requests. One caller at a time, except of `compile`."""
+    """A model that serves many requests. One caller at a time, except of `compile`.
+
+    On a CPU the model runs natively, on a packed copy of its weights, wherever native kernels are
+    to be had; a `Stack` is such a copy already.
+    """
 
     def __init__(
-        self, model: DeepSeekV3, tokenizer: Tokenizer, options: EngineOptions | None = None
+        self, model: DeepSeekV3 | Stack, tokenizer: Tokenizer, options: EngineOptions | None = None
     ):
-        self.model, self.tokenizer = model, tokenizer
+        self.tokenizer = tokenizer
         self.options = options = options or EngineOptions()
-        config = model.config
+        self._config = config = model.config
         if options.draft and not config.num_nextn_predict_layers:
             raise ConfigError(
                 f"draft={options.draft}, but the model has no MTP module to draft with "
                 "(num_nextn_predict_layers=0); leave draft at 0"
             )
-        self._pool = PagePool(_num_pages(model, options))
+        if isinstance(model, DeepSeekV3) and runs_natively(model.lm_head.weight.device):
+            model = stack_of(model, config)
+        place = _CachePlace.of(model, options)
+        self._pool = PagePool(place.num_pages(options))
         self._scheduler = Scheduler(
             self._pool,
             context=config.max_position_embeddings,
@@ -78,15 +89,12 @@ class Engine:
             max_waiting=options.max_waiting,
             prefix_cache=options.prefix_cache,
         )
-        self._cache = PagedCache(
-            config,
-            self._pool.capacity + 1,
-            model.embed_tokens.weight.dtype,
-            model.lm_head.weight.device,
-            num_layers=_num_layers(model, options),
-            fixed=options.deterministic,
-        )
-        self._runner = Runner(model, self._cache, TILE if options.deterministic else None)
+        self._cache = place.cache(self._pool.capacity + 1, fixed=options.deterministic)
+        self._runner: Runner | NativeRunner
+        if isinstance(model, Stack):
+            self._runner = NativeRunner(model, self._cache, fixed=options.deterministic)
+        else:
+            self._runner = Runner(model, self._cache, TILE if options.deterministic else None)
         self._drafter = Drafter(self._runner, options.draft) if options.draft else None
         self._grammars = Grammars(tokenizer)
         self._answers: dict[int, Answer] = {}
@@ -291,21 +299,45 @@ def _rows(entry: Entry, answer: Answer) -> list[Row]:
     return answer.rows() if entry.is_last and answer.request.params.max_tokens else []
 
 
-def _num_layers(model: DeepSeekV3, options: EngineOptions) -> int:
-    """Layers of the cache: those of the model, and the MTP module's where it drafts."""
-    return model.config.num_hidden_layers + bool(options.draft)
+def runs_natively(device: torch.device) -> bool:
+    """Whether models on this device run in native passes."""
+    return device.type == "cpu" and native.is_available()
 
 
-def _num_pages(model: DeepSeekV3, options: EngineOptions) -> int:
-    """Pages of the cache, the scratch page included: what the budget holds, or all of use."""
-    weight, config = model.embed_tokens.weight, model.config
-    page_bytes = PagedCache.bytes_per_page(config, _num_layers(model, options), weight.dtype)
-    of_use = options.max_running * -(-(config.max_position_embeddings + options.draft) // PAGE)
-    if options.cache_bytes is None:
-        return 1 + max(min(cache_budget(weight.device) // page_bytes, of_use), 1)
-    if options.cache_bytes < 2 * page_bytes:
-        raise ConfigError(
-            f"cache_bytes={options.cache_bytes}, expected at least {2 * page_bytes}, two pages of "
-            f"{PAGE} tokens; give the cache more memory"
-        )
-    return options.cache_bytes // page_bytes
+class _CachePlace(NamedTuple):
+    """Where a cache is and what it is made of."""
+
+    config: ModelConfig
+    dtype: torch.dtype
+    device: torch.device
+    num_layers: int  # those of the model, and the MTP module's where it drafts
+
+    @classmethod
+    def of(cls, model: DeepSeekV3 | Stack, options: EngineOptions) -> "_CachePlace":
+        if isinstance(model, Stack):
+            dtype, device = model.embed_dtype, torch.device("cpu")
+        else:
+            dtype, device = model.embed_tokens.weight.dtype, model.lm_head.weight.device
+        if options.cache_dtype is not None:
+            dtype = {"bfloat16": torch.bfloat16, "int8": torch.int8}[options.cache_dtype]
+        num_layers = model.config.num_hidden_layers + bool(options.draft)
+        return cls(model.config, dtype, device, num_layers)
+
+    def cache(self, num_pages: int, *, fixed: bool) -> PagedCache:
+        """The cache itself."""
+        config, dtype, device, num_layers = self
+        return PagedCache(config, num_pages, dtype, device, num_layers=num_layers, fixed=fixed)
+
+    def num_pages(self, options: EngineOptions) -> int:
+        """Pages of the cache, the scratch page included: what the budget holds, or all of use."""
+        config = self.config
+        page_bytes = PagedCache.bytes_per_page(config, self.num_layers, self.dtype)
+        of_use = options.max_running * -(-(config.max_position_embeddings + options.draft) // PAGE)
+        if options.cache_bytes is None:
+            return 1 + max(min(cache_budget(self.device) // page_bytes, of_use), 1)
+        if options.cache_bytes < 2 * page_bytes:
+            raise ConfigError(
+                f"cache_bytes={options.cache_bytes}, expected at least {2 * page_bytes}, two pages "
+                f"of {PAGE} tokens; give the cache more memory"
+            )
+        return options.cache_bytes // page_bytes

@@ -17,25 +17,29 @@ import torch
 from rich.console import Console
 from rich.progress import Progress
 
+from abyssal.config import ModelConfig
 from abyssal.engine import scoring
-from abyssal.engine.engine import Engine, EngineOptions
+from abyssal.engine.engine import Engine, EngineOptions, runs_natively
+from abyssal.engine.native import stack_of
 from abyssal.engine.prompts import Prompts
 from abyssal.engine.request import Completion, Delta, Request, SamplingChanges, SamplingParams
 from abyssal.errors import ConfigError, RequestError
+from abyssal.kernels.stack import Stack
 from abyssal.model.transformer import DeepSeekV3
 from abyssal.tokenizer.bpe import Tokenizer
 from abyssal.tokenizer.chat import Layout, Message, render
 from abyssal.tokenizer.tools import Tool
 
-SMALL_BYTES = 2**30  # BF16 weights below this are widened to float32 on a CPU
+SMALL_BYTES = 2**30  # BF16 weights below this are widened to float32 where torch runs them
 
 
 class LLM:
     """A model that can be talked to: a model folder, or a model and its tokenizer.
 
-    Weights from a folder keep their saved precision, except small ones on a CPU, which run in
-    float32: the tiny preset decodes twice as fast so as in BF16 (290 against 150 tokens/s, one core
-    with AMX), for a step so small is call overhead. `dtype` decides otherwise.
+    Weights from a folder keep their saved precision: BF16, FP8, INT8 and INT4 are multiplied as
+    they are stored. `dtype` recasts them. On a CPU a folder's weights are packed once, into a file
+    beside them that later starts map (`engine/packed.py`). Where no native kernels are to be had,
+    BF16 models below a GiB run in float32, which torch computes faster.
 
     Raises:
         CheckpointError, DataError: the folder lacks a model or a tokenizer.
@@ -50,17 +54,20 @@ class LLM:
         device: torch.device | str | None = None,
         options: EngineOptions | None = None,
     ):
+        self._model: DeepSeekV3 | None = None
         if isinstance(model, DeepSeekV3):
             if tokenizer is None or dtype is not None or device is not None:
                 raise ConfigError(
                     "an LLM around a loaded model needs its tokenizer and takes no dtype or "
                     "device; convert the model first"
                 )
-            self.model, self.tokenizer = model, tokenizer
+            self._model, self.tokenizer = model, tokenizer
+            self.config = model.config
         else:
-            self.model = _load(model, dtype, torch.device(device or "cpu"))
+            self._folder, self._dtype = Path(model), dtype
+            self._device = torch.device(device or "cpu")
+            self.config = ModelConfig.load(model)
             self.tokenizer = tokenizer or Tokenizer.load(model)
-        self.config = self.model.config
         if self.tokenizer.vocab_size > self.config.vocab_size:
             raise ConfigError(
                 f"the tokenizer has {self.tokenizer.vocab_size} tokens and the model only "
@@ -69,8 +76,21 @@ class LLM:
         self._lock = threading.Lock()  # whoever holds it drives the engine
         self._boxes: dict[int, deque[Delta]] = {}  # by request: where its call collects deltas
         self._given_up: deque[int] = deque()  # requests nobody reads any more
-        self.engine = Engine(self.model, self.tokenizer, options)
+        self.engine = Engine(self._packed() or self.model, self.tokenizer, options)
         self.prompts = Prompts(self.config, self.tokenizer, self.engine.compile)
+
+    @property
+    def model(self) -> DeepSeekV3:
+        """The model as a torch module; of a folder that runs natively, loaded when it is wanted."""
+        if self._model is None:
+            self._model = _load(self._folder, self._dtype, self._device)
+        return self._model
+
+    def _packed(self) -> Stack | None:
+        """The folder's weights for native passes, if that is how they will be run."""
+        if self._model is not None or not runs_natively(self._device):
+            return None
+        return stack_of(self._folder, self.config, self._dtype)
 
     @overload
     def generate(

@@ -1,6 +1,7 @@
 """How an engine shares a machine among its requests, and what it tells of its work. No torch."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 from abyssal.errors import ConfigError
 
@@ -14,6 +15,7 @@ class EngineOptions:
     chunk: int = 512  # of one prompt in one pass
     max_waiting: int | None = None  # in the queue; None: without end
     cache_bytes: int | None = None  # for latents; None: half of what is free, or all that is of use
+    cache_dtype: Literal["bfloat16", "int8"] | None = None  # of latents; None: the model's
     draft: int = 0  # tokens guessed ahead by the MTP module
     deterministic: bool = False  # bits of an answer do not depend on company; slower
     prefix_cache: bool = True  # prompts that begin alike are read once
@@ -26,6 +28,11 @@ class EngineOptions:
         for name in ("max_waiting", "draft"):
             if (getattr(self, name) or 0) < 0:
                 raise ConfigError(f"{name}={getattr(self, name)}, expected 0 or more")
+        if self.cache_dtype not in (None, "bfloat16", "int8"):
+            raise ConfigError(
+                f"cache_dtype={self.cache_dtype!r}, expected 'bfloat16' or 'int8', or None for the "
+                "model's own precision"
+            )
         if self.max_step_tokens < self.max_running:
             raise ConfigError(
                 f"max_step_tokens={self.max_step_tokens} is less than one token for each of "

@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 
 from abyssal.engine.answer import Answer
+from abyssal.engine.native import NativeRunner
 from abyssal.engine.pages import PAGE
 from abyssal.engine.runner import Reading, Runner
 from abyssal.engine.sampler import Row
@@ -40,7 +41,7 @@ Draw = Callable[[Tensor, Sequence[Row]], list[int | None]]  # None: no token can
 class Drafter:
     """Fills the module's layer of the cache and proposes `depth` tokens for each answer."""
 
-    def __init__(self, runner: Runner, depth: int):
+    def __init__(self, runner: Runner | NativeRunner, depth: int):
         self.runner, self.depth = runner, depth
         self.drafted = [0] * depth  # guesses verified, by how far ahead they were
         self.accepted = [0] * depth  # ... that were right

@@ -217,6 +217,8 @@ def _as_words(options: EngineOptions) -> list[str]:
     words = ["--max-running", str(options.max_running), "--draft", str(options.draft)]
     if options.cache_bytes is not None:
         words += ["--cache", str(options.cache_bytes)]
+    if options.cache_dtype is not None:
+        words += ["--cache-dtype", options.cache_dtype]
     if options.max_waiting is not None:
         words += ["--max-waiting", str(options.max_waiting)]
     return [*words, "--log-level", "warning", *["--deterministic"] * options.deterministic]

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from abyssal.batch import Batch
 from abyssal.engine.cache import PAGE, Extent, PagedCache
+from abyssal.kernels.registry import reference_only
 from abyssal.model.transformer import DeepSeekV3
 
 CLOSE = {"rtol": 1e-3, "atol": 1e-4}
@@ -21,14 +22,24 @@ NUM_PAGES = 40
 TILE = 32  # tokens of a pass in the deterministic mode
 
 
-def paged(model, fixed=False):
+@pytest.fixture(params=["native", "reference"], autouse=True)
+def kernels(request):
+    """Every test with native kernels, and with torch alone."""
+    if request.param == "native":
+        yield
+        return
+    with reference_only():
+        yield
+
+
+def paged(model, fixed=False, dtype=None):
     """A cache that has been used before, by sequences that left nothing but nan."""
-    config, dtype = model.config, model.lm_head.weight.dtype
+    config, dtype = model.config, dtype or model.lm_head.weight.dtype
     layers = config.num_hidden_layers
     cache = PagedCache(
         config, NUM_PAGES, dtype, torch.device("cpu"), num_layers=layers, fixed=fixed
     )
-    cache.pool[:, 1:] = torch.nan
+    cache.pool[:, 1:] = -1 if dtype == torch.int8 else torch.nan  # a scale of such bytes is nan
     return cache
 
 
@@ -148,6 +159,33 @@ def test_a_page_takes_the_bytes_it_says(model):
     )
     half = PagedCache.bytes_per_page(model.config, layers, torch.bfloat16)
     assert half == layers * 64 * (12 + 8) * 2
+
+
+@pytest.mark.parametrize("fixed", [False, True])
+def test_a_cache_of_integers_gives_about_what_one_of_floats_gives(model, fixed):
+    draw = random.Random(5)
+    sequences = [words(draw, length) for length in (130, 70, 64)]
+    tables = [[4, 9, 1], [2, 7], [3]]
+    cache = paged(model, fixed, torch.int8)
+    found = [[], [], []]
+    for start, end in pairwise([0, 40, 41, 63, 64]):
+        pieces = [(t, start, s[start:end]) for t, s in zip(tables, sequences, strict=True)]
+        for parts, part in zip(found, read(model, cache, pieces), strict=True):
+            parts.append(part)
+    cache.copy([(9, 12), (7, 5)])
+    rest = [([4, 12, 1], 64, sequences[0][64:]), ([2, 5], 64, sequences[1][64:])]
+    for parts, part in zip(found, read(model, cache, rest), strict=False):
+        parts.append(part)
+    for parts, full in zip(found, unfolded(model, sequences), strict=True):
+        assert (torch.cat(parts) - full).norm() < 0.02 * full.norm()
+
+
+def test_a_page_of_integers_takes_two_bytes_more_a_token(model):
+    cache = paged(model, dtype=torch.int8)
+    layers = model.config.num_hidden_layers
+    page = PagedCache.bytes_per_page(model.config, layers, torch.int8)
+    assert page == layers * 64 * (12 + 8 + 2)
+    assert cache.pool.nbytes == NUM_PAGES * page
 
 
 def even(model):

@@ -1,0 +1,120 @@
+"""Passes of a packed model over the paged cache: what `Runner` does, in one native call each.
+
+T tokens of a pass    S sequences    D hidden_size    W vocab_size    E n_routed_experts
+"""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from abyssal.config import ModelConfig
+from abyssal.engine import packed
+from abyssal.engine.cache import PagedCache
+from abyssal.engine.pages import PAGE
+from abyssal.engine.runner import HEAD_NUMBERS, Reading
+from abyssal.kernels.stack import Stack
+from abyssal.model.rope import cos_sin, softmax_scale
+from abyssal.model.transformer import DeepSeekV3
+
+PASS_TOKENS = 512  # in one native call: what its buffers are made for
+
+
+def stack_of(
+    model: DeepSeekV3 | str | Path, config: ModelConfig, dtype: torch.dtype | None = None
+) -> Stack:
+    """A model in memory, or of a folder, ready for native passes; `dtype` recasts a folder's."""
+    if isinstance(model, DeepSeekV3):
+        weights = packed.from_model(model)
+    else:
+        weights = packed.from_folder(model, config, dtype)
+    return Stack(config, weights, softmax_scale(config))
+
+
+class NativeRunner:
+    """A packed model and its cache."""
+
+    def __init__(self, stack: Stack, cache: PagedCache, *, fixed: bool = False):
+        """With `fixed`, the bits of a row do not depend on how its prompt was cut."""
+        self.stack, self.cache, self.fixed = stack, cache, fixed
+        config = stack.config
+        num_moe = sum(config.is_moe(layer) for layer in range(config.num_hidden_layers))
+        self.expert_load = torch.zeros(num_moe, config.n_routed_experts, dtype=torch.int64)
+
+    def hidden(self, readings: Sequence[Reading]) -> Tensor:
+        """Hidden states (T, D) of these tokens, in their order; their latents are cached."""
+        passes = [self._run(some, None) for some in _passes(readings)]
+        return passes[0] if len(passes) == 1 else torch.cat(passes)
+
+    def ahead(self, readings: Sequence[Reading], hidden: Tensor) -> Tensor:
+        """Hidden states (T, D) of the MTP module: hidden (T, D) joined with these tokens.
+
+        Each token stands one place behind its reading's position: it follows the one there.
+        """
+        passes, first = [], 0
+        for some in _passes(readings):
+            count = sum(len(reading.tokens) for reading in some)
+            passes.append(self._run(some, hidden[first : first + count].contiguous()))
+            first += count
+        return passes[0] if len(passes) == 1 else torch.cat(passes)
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Scores (S, W) float32 of the token after each of hidden (S, D)."""
+        return self.stack.logits(hidden)
+
+    def logit_chunks(self, hidden: Tensor) -> Iterator[Tensor]:
+        """The same in pieces that fit memory."""
+        rows = max(HEAD_NUMBERS // self.stack.config.vocab_size, 1)
+        for piece in hidden.split(rows):
+            yield self.logits(piece)
+
+    def _run(self, readings: Sequence[Reading], before: Tensor | None) -> Tensor:
+        tokens = np.array([t for r in readings for t in r.tokens], dtype=np.int32)
+        counts = np.array([len(r.tokens) for r in readings])
+        starts = np.array([r.start for r in readings])
+        first = counts.cumsum() - counts
+        positions = np.arange(len(tokens)) + np.repeat(starts - first, counts)
+        tables = [r.pages[: (r.start + len(r.tokens) - 1) // PAGE + 1] for r in readings]
+        sizes = np.array([len(table) for table in tables])
+        pages = np.array([page for table in tables for page in table], dtype=np.int32)
+        begins = sizes.cumsum() - sizes
+        slots = pages[np.repeat(begins, counts) + positions // PAGE] * PAGE + positions % PAGE
+        self._reach(int(positions.max()) + 1)
+        return self.stack.run(
+            tokens,
+            positions.astype(np.int32),
+            slots.astype(np.int32),
+            np.stack([first, counts, starts, begins]),
+            pages,
+            self.cache.pool,
+            before=before,
+            met=self.expert_load if before is None else None,
+            absorbed=self.fixed,
+        )
+
+    def _reach(self, length: int) -> None:
+        """Have the angles of all positions below `length`, and of some more."""
+        if length <= self.stack.num_angles:
+            return
+        more = torch.arange(max(2 * length, 1024))
+        self.stack.set_angles(*cos_sin(self.stack.config, more))
+
+
+def _passes(readings: Sequence[Reading]) -> Iterator[list[Reading]]:
+    """Readings in order, PASS_TOKENS tokens at a time; one that is too long goes on in the next."""
+    some: list[Reading] = []
+    room = PASS_TOKENS
+    for reading in readings:
+        done = 0
+        while done < len(reading.tokens):
+            piece = reading.tokens[done : done + room]
+            some.append(Reading(piece, reading.pages, reading.start + done))
+            done += len(piece)
+            room -= len(piece)
+            if not room:
+                yield some
+                some, room = [], PASS_TOKENS
+    if some:
+        yield some
