@@ -4,11 +4,13 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+KERNELS := $(VENV)/.kernels
 
 .PHONY: setup demo test check bench docs clean
 
-## setup: a virtual environment with Abyssal and its tools, made anew when pyproject.toml changes
-setup: $(READY)
+## setup: a virtual environment with Abyssal and its tools, made anew when pyproject.toml changes,
+## and the native kernels, compiled for this machine
+setup: $(KERNELS)
 
 # pip works on the new environment from outside, so the ensurepip package need not be installed.
 $(READY): pyproject.toml
@@ -17,6 +19,10 @@ $(READY): pyproject.toml
 	@test -x $(BIN)/python || $(PYTHON) -m venv --without-pip $(VENV)
 	$(PYTHON) -m pip --python $(BIN)/python install --quiet --editable '.[dev]'
 	@touch $@
+
+# Without a compiler this says what to install, and everything runs on the slower references.
+$(KERNELS): $(READY) $(wildcard abyssal/kernels/*.cpp abyssal/kernels/*.h)
+	@if $(BIN)/python -m abyssal.kernels.registry; then touch $@; fi
 
 ## demo: text to chat on this machine
 demo: setup
@@ -32,9 +38,10 @@ check: setup
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
-## bench: training speed on this machine
+## bench: all figures of speed, beside the peers that are installed; `make bench ARGS=--quick`
 bench: setup
-	$(BIN)/python benchmarks/train.py
+	$(BIN)/python benchmarks/models.py
+	$(BIN)/python benchmarks/cpu.py $(ARGS)
 
 ## docs: write the command reference from the commands
 docs: setup

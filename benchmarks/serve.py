@@ -1,16 +1,15 @@
-"""Speed of generation beside transformers and llama.cpp: the same model, in turn, in one run.
+"""Speed of the service beside llama.cpp's: the same model and client, in turn, in one run.
 
     python benchmarks/serve.py [out/demo/model] [--batches 1 8 32] [--rounds 5] [--json]
 
-Within a process: LLM.generate, `generate` of transformers, and llama.cpp through its C interface.
-Over HTTP: `abyssal serve` and llama.cpp's own Python server, under the same client. Every engine
-has a process of its own that stays up; they take turns at each batch of prompts, and the figure is
-the median over the rounds of output tokens per second, reading the prompts included. Answers are
-greedy and never end early. No prompt comes twice, so no figure is a hit in a prefix cache.
+`abyssal serve` and llama.cpp's own Python server, over HTTP, under the same client. Each stays up;
+they take turns at each batch of prompts, and the figure is the median over the rounds of output
+tokens per second, reading the prompts included. Answers are greedy and never end early. No prompt
+comes twice, so no figure is a hit in a prefix cache. Engines without servers: decode.py.
 
-A peer that can run in several ways takes the fastest one at each batch size, and its answers are
-compared with ours in FP32: "same" is how much of our answer its own begins with, on average over
-the first round. llama.cpp is `pip install llama-cpp-python[server]==0.3.36 gguf`, built natively.
+A server that can run in several ways takes the fastest one at each batch size, and its answers are
+compared with ours: "same" is how much of our answer its own begins with, on average over the first
+round. The peer is installed by `pip install -e '.[bench]'`.
 """
 
 import argparse
@@ -22,40 +21,42 @@ import json
 import os
 import sys
 import tempfile
+import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import fmean, median
 from typing import Any
 
-from engines import ENGINES, NEEDS, Answers
-from worker import Worker
+from servers import Server, abyssal_serve, llama_serve
 
 from abyssal.config import ModelConfig
 from abyssal.data.corpus import stories
 from abyssal.tokenizer.bpe import Tokenizer
 
-REFERENCE = "abyssal (FP32)"
+REFERENCE = "abyssal serve"
+SERVERS = {REFERENCE: "", "llama.cpp server (FP32)": "fp32", "llama.cpp server (BF16)": "bf16"}
+NEEDED = ("llama_cpp", "gguf", "sse_starlette", "starlette_context")  # by the peer
 
 
 @dataclass(slots=True)
 class Figures:
-    """One engine at one batch size."""
+    """One server at one batch size."""
 
     way: str  # to run
     rates: list[float] = field(default_factory=list)  # tokens per second of each round
-    same: float | None = None  # as the reference; None without it
+    same: float | None = None  # as ours; None without it
 
     @property
     def rate(self) -> float:
         return median(self.rates)
 
 
-Results = dict[str, dict[int, Figures]]  # by engine and batch size
+Results = dict[str, dict[int, Figures]]  # by server and batch size
 
 
 def main() -> None:
-    """Let all engines take turns, then print one table."""
+    """Let all servers take turns, then print one table."""
     args = _arguments()
     results = _measure(args)
     if args.json:
@@ -72,7 +73,7 @@ def _arguments() -> argparse.Namespace:
     options.add_argument("--batches", type=int, nargs="+", default=[1, 8, 32])
     options.add_argument("--rounds", type=int, default=5)
     options.add_argument("--threads", type=int, default=os.cpu_count())
-    options.add_argument("--only", default="", help="engines whose names hold this text")
+    options.add_argument("--only", default="", help="servers whose names hold this text")
     options.add_argument("--json", action="store_true")
     args = options.parse_args()
     context = ModelConfig.load(args.folder).max_position_embeddings
@@ -84,45 +85,67 @@ def _arguments() -> argparse.Namespace:
 def _measure(args: argparse.Namespace) -> Results:
     tokenizer = Tokenizer.load(args.folder)
     prompts = _prompts(tokenizer, args.prompt)
-    names = [name for name in ENGINES if args.only in name and _is_there(name)]
-    results: Results = {name: {} for name in names}
+    results: Results = {}
     with contextlib.ExitStack() as stack:
         files = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        workers = {
-            name: stack.enter_context(
-                Worker(name, args.folder, files, args.prompt + args.new, args.threads)
-            )
-            for name in names
-        }
+        servers = {name: _server(name, files, args) for name in SERVERS if _takes_part(name, args)}
+        for server in servers.values():
+            stack.callback(server.close)
         for batch in args.batches:
-            for name, worker in workers.items():
-                way = worker.tune(list(itertools.islice(prompts, batch)), args.new)
-                results[name][batch] = Figures(way)
+            for name, server in servers.items():
+                way = _tune(server, list(itertools.islice(prompts, batch)), args.new)
+                results.setdefault(name, {})[batch] = Figures(way)
             for turn in range(args.rounds):
                 together = list(itertools.islice(prompts, batch))
-                _take_turns(workers, together, args.new, results, tokenizer)
-                rates = (f"{name} {results[name][batch].rates[-1]:,.0f}" for name in names)
+                _take_turns(servers, together, args.new, results)
+                rates = (f"{name} {results[name][batch].rates[-1]:,.0f}" for name in servers)
                 print(f"batch {batch}, round {turn + 1}: {', '.join(rates)}", file=sys.stderr)
     return results
 
 
+def _server(name: str, files: Path, args: argparse.Namespace) -> Server:
+    kind = SERVERS[name]
+    if not kind:
+        return abyssal_serve(args.folder, args.threads)
+    from speed.llama_file import write
+
+    write(args.folder, files / f"{kind}.gguf", kind)
+    length = args.prompt + args.new
+    return llama_serve(args.folder, files / f"{kind}.gguf", length, args.threads)
+
+
+def _tune(server: Server, prompts: list[list[int]], count: int) -> str:
+    """Which way to run is fastest for these prompts; it is warm then, and runs so."""
+    length = len(prompts[0]) + count
+    times: dict[str, float] = {}
+    for way in server.ways if len(server.ways) > 1 else ():
+        server.choose(way, len(prompts), length)
+        server.generate(prompts, 2)  # kernels are prepared, threads are up
+        times[way] = min(_timed(server, prompts, max(count // 4, 2))[0] for _ in range(2))
+    best = min(times, key=times.__getitem__, default=server.ways[0])
+    server.choose(best, len(prompts), length)
+    server.generate(prompts, count)
+    return best
+
+
+def _timed(server: Server, prompts: list[list[int]], count: int) -> tuple[float, list[str]]:
+    start = time.perf_counter()
+    answers = server.generate(prompts, count)
+    return time.perf_counter() - start, answers
+
+
 def _take_turns(
-    workers: Mapping[str, Worker],
-    prompts: list[list[int]],
-    count: int,
-    results: Results,
-    tokenizer: Tokenizer,
+    servers: Mapping[str, Server], prompts: list[list[int]], count: int, results: Results
 ) -> None:
-    """Give every engine the same prompts; note its rate and, the first time, its answers."""
-    reference: Answers = []
-    for name, worker in workers.items():
-        elapsed_s, answers = worker.generate(prompts, count)
+    """Give every server the same prompts; note its rate and, the first time, its answers."""
+    reference: list[str] = []
+    for name, server in servers.items():
+        elapsed_s, answers = _timed(server, prompts, count)
         figures = results[name][len(prompts)]
         figures.rates.append(len(prompts) * count / elapsed_s)
         reference = answers if name == REFERENCE else reference
         if reference and figures.same is None:
-            pairs = zip(reference, answers, strict=True)
-            figures.same = fmean(_same(ours, theirs, tokenizer) for ours, theirs in pairs)
+            figures.same = fmean(map(_same, reference, answers))
 
 
 def _prompts(tokenizer: Tokenizer, length: int) -> Iterator[list[int]]:
@@ -134,36 +157,25 @@ def _prompts(tokenizer: Tokenizer, length: int) -> Iterator[list[int]]:
     raise SystemExit(f"too few stories of {length} tokens; ask for fewer rounds or shorter prompts")
 
 
-def _same(ours: list[int], theirs: list[int] | str, tokenizer: Tokenizer) -> float:
-    """The share of our answer, up to where it would have ended, that theirs begins with."""
-    end = ours.index(tokenizer.eos_token_id) if tokenizer.eos_token_id in ours else len(ours)
-    expected = tokenizer.decode(ours[:end]) if isinstance(theirs, str) else ours[:end]
-    pairs = zip(expected, theirs, strict=False)
+def _same(ours: str, theirs: str) -> float:
+    """The share of our answer that theirs begins with."""
+    pairs = zip(ours, theirs, strict=False)
     agreed = sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs))
-    return agreed / len(expected) if expected else 1.0
+    return agreed / len(ours) if ours else 1.0
 
 
-def _is_there(name: str) -> bool:
-    missing = [m for m in NEEDS.get(ENGINES[name][0], ()) if importlib.util.find_spec(m) is None]
+def _takes_part(name: str, args: argparse.Namespace) -> bool:
+    missing = [m for m in NEEDED if SERVERS[name] and importlib.util.find_spec(m) is None]
     if missing:
         print(f"{name} is left out: {', '.join(missing)} is not installed", file=sys.stderr)
-    return not missing
-
-
-def _ours(name: str) -> str:
-    """Which of our engines stands beside this one."""
-    kind, precision = ENGINES[name]
-    if kind.endswith(("serve", "server")):
-        return "abyssal serve (FP32)"
-    return next(ours for ours, how in ENGINES.items() if how == ("abyssal", precision))
+    return args.only in name and not missing
 
 
 def _ratio(results: Results, name: str, batch: int) -> float | None:
     """How many times as fast ours is; None for our own, or if it did not take part."""
-    ours = _ours(name)
-    if ours == name or ours not in results:
+    if name == REFERENCE or REFERENCE not in results:
         return None
-    return results[ours][batch].rate / results[name][batch].rate
+    return results[REFERENCE][batch].rate / results[name][batch].rate
 
 
 def _gain(batches: Mapping[int, Figures]) -> float:
@@ -172,13 +184,13 @@ def _gain(batches: Mapping[int, Figures]) -> float:
 
 
 def _report(results: Results, args: argparse.Namespace) -> dict[str, Any]:
-    packages = {"torch": "torch", "transformers": "transformers", "llama_cpp": "llama-cpp-python"}
+    packages = {"torch": "torch", "llama_cpp": "llama-cpp-python"}
     versions = {
         package: importlib.metadata.version(package)
         for module, package in packages.items()
         if importlib.util.find_spec(module)
     }
-    engines = {
+    servers = {
         name: {
             "gain": _gain(batches),
             "batches": {
@@ -195,7 +207,7 @@ def _report(results: Results, args: argparse.Namespace) -> dict[str, Any]:
         for name, batches in results.items()
     }
     run = {key: getattr(args, key) for key in ("prompt", "new", "rounds", "threads")}
-    return {"run": run | {"folder": str(args.folder)}, "versions": versions, "engines": engines}
+    return {"run": run | {"folder": str(args.folder)}, "versions": versions, "servers": servers}
 
 
 def _show(results: Results) -> None:
@@ -211,8 +223,8 @@ def _show(results: Results) -> None:
         same = f"{fmean(known):7.1%}" if known else " " * 7
         ways = ", ".join(dict.fromkeys(figures.way for figures in batches.values()))
         print(f"{line}{_gain(batches):6.1f}x{same}  {ways}")
-    print("ours: how many times as fast abyssal is in the same precision (servers: in FP32)")
-    print("gain: the largest batch over the smallest; same: how much of our FP32 answer is theirs")
+    print("ours: how many times as fast abyssal is")
+    print("gain: the largest batch over the smallest; same: how much of our answer is theirs")
 
 
 if __name__ == "__main__":

@@ -108,8 +108,10 @@ def eval(
     if bpb is None:
         raise RequestError("nothing to evaluate; give --bpb FILE")
     check_folder(folder)
+    from abyssal.data.documents import DropReport, read_documents
     from abyssal.evals.harness import bits_per_byte_of_file
 
+    next(iter(read_documents(bpb, DropReport())), None)  # a file that is not there, told at once
     result, report = bits_per_byte_of_file(open_llm(folder), bpb)
     if report.dropped:
         console.note(report.summary())

@@ -71,11 +71,7 @@ class Engine:
         self.tokenizer = tokenizer
         self.options = options = options or EngineOptions()
         self._config = config = model.config
-        if options.draft and not config.num_nextn_predict_layers:
-            raise ConfigError(
-                f"draft={options.draft}, but the model has no MTP module to draft with "
-                "(num_nextn_predict_layers=0); leave draft at 0"
-            )
+        options.check(config)
         if isinstance(model, DeepSeekV3) and runs_natively(model.lm_head.weight.device):
             model = stack_of(model, config)
         place = _CachePlace.of(model, options)

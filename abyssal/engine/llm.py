@@ -73,6 +73,8 @@ class LLM:
                 f"the tokenizer has {self.tokenizer.vocab_size} tokens and the model only "
                 f"vocab_size={self.config.vocab_size}; use the tokenizer it was trained with"
             )
+        options = options or EngineOptions()
+        options.check(self.config)  # before a folder is packed
         self._lock = threading.Lock()  # whoever holds it drives the engine
         self._boxes: dict[int, deque[Delta]] = {}  # by request: where its call collects deltas
         self._given_up: deque[int] = deque()  # requests nobody reads any more

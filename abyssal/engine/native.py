@@ -4,9 +4,9 @@ T tokens of a pass    S sequences    D hidden_size    W vocab_size    E n_routed
 """
 
 from collections.abc import Iterator, Sequence
+from operator import add
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -15,7 +15,7 @@ from abyssal.engine import packed
 from abyssal.engine.cache import PagedCache
 from abyssal.engine.pages import PAGE
 from abyssal.engine.runner import HEAD_NUMBERS, Reading
-from abyssal.kernels.stack import Stack
+from abyssal.kernels.stack import Plan, Stack
 from abyssal.model.rope import cos_sin, softmax_scale
 from abyssal.model.transformer import DeepSeekV3
 
@@ -71,28 +71,10 @@ class NativeRunner:
             yield self.logits(piece)
 
     def _run(self, readings: Sequence[Reading], before: Tensor | None) -> Tensor:
-        tokens = np.array([t for r in readings for t in r.tokens], dtype=np.int32)
-        counts = np.array([len(r.tokens) for r in readings])
-        starts = np.array([r.start for r in readings])
-        first = counts.cumsum() - counts
-        positions = np.arange(len(tokens)) + np.repeat(starts - first, counts)
-        tables = [r.pages[: (r.start + len(r.tokens) - 1) // PAGE + 1] for r in readings]
-        sizes = np.array([len(table) for table in tables])
-        pages = np.array([page for table in tables for page in table], dtype=np.int32)
-        begins = sizes.cumsum() - sizes
-        slots = pages[np.repeat(begins, counts) + positions // PAGE] * PAGE + positions % PAGE
-        self._reach(int(positions.max()) + 1)
-        return self.stack.run(
-            tokens,
-            positions.astype(np.int32),
-            slots.astype(np.int32),
-            np.stack([first, counts, starts, begins]),
-            pages,
-            self.cache.pool,
-            before=before,
-            met=self.expert_load if before is None else None,
-            absorbed=self.fixed,
-        )
+        plan = _plan(readings)
+        self._reach(max(map(add, plan.start, plan.count)))
+        met = self.expert_load if before is None else None
+        return self.stack.run(plan, self.cache.pool, before=before, met=met, absorbed=self.fixed)
 
     def _reach(self, length: int) -> None:
         """Have the angles of all positions below `length`, and of some more."""
@@ -102,8 +84,27 @@ class NativeRunner:
         self.stack.set_angles(*cos_sin(self.stack.config, more))
 
 
+def _plan(readings: Sequence[Reading]) -> Plan:
+    """Readings as the kernel wants them. Lists: at one token each they beat arrays by far."""
+    plan = Plan([], [], [], [], [], [], [], [])
+    for tokens, pages, start in readings:
+        end = start + len(tokens)
+        plan.first.append(len(plan.token))
+        plan.count.append(len(tokens))
+        plan.start.append(start)
+        plan.table.append(len(plan.pages))
+        plan.pages.extend(pages[: (end - 1) // PAGE + 1])
+        plan.token.extend(tokens)
+        plan.position.extend(range(start, end))
+        plan.slot.extend([pages[p // PAGE] * PAGE + p % PAGE for p in range(start, end)])
+    return plan
+
+
 def _passes(readings: Sequence[Reading]) -> Iterator[list[Reading]]:
     """Readings in order, PASS_TOKENS tokens at a time; one that is too long goes on in the next."""
+    if sum(len(reading.tokens) for reading in readings) <= PASS_TOKENS:
+        yield list(readings)
+        return
     some: list[Reading] = []
     room = PASS_TOKENS
     for reading in readings:

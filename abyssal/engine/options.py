@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
+from abyssal.config import ModelConfig
 from abyssal.errors import ConfigError
 
 
@@ -37,6 +38,14 @@ class EngineOptions:
             raise ConfigError(
                 f"max_step_tokens={self.max_step_tokens} is less than one token for each of "
                 f"max_running={self.max_running} answers; raise the first or lower the second"
+            )
+
+    def check(self, config: ModelConfig) -> None:
+        """Refuse what this model cannot do."""
+        if self.draft and not config.num_nextn_predict_layers:
+            raise ConfigError(
+                f"draft={self.draft}, but the model has no MTP module to draft with "
+                "(num_nextn_predict_layers=0); leave draft at 0"
             )
 
 

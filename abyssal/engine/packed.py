@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from abyssal.checkpoint import integers, names, shards
+from abyssal.checkpoint import integers, names, shards, weights
 from abyssal.checkpoint.stored import Matrix
 from abyssal.config import ModelConfig
 from abyssal.kernels.linear import GROUP, Kind, MatStruct, Packed, pack
@@ -49,10 +49,13 @@ class Source(Protocol):
 
 
 class FolderSource:
-    """The weights of a model folder."""
+    """The weights of a model folder, which are what its config promises."""
 
-    def __init__(self, folder: Path):
-        self._shards = shards.opened(folder)
+    def __init__(self, folder: Path, config: ModelConfig):
+        with torch.device("meta"):
+            expected = DeepSeekV3(config).state_dict()
+        shapes = {name: tensor.shape for name, tensor in expected.items()}
+        self._shards = weights.check(folder, config, shapes)
 
     def matrix(self, name: str) -> Matrix:
         """One matrix as it is stored."""
@@ -263,7 +266,7 @@ def from_folder(
     path = folder / (FILE if dtype is None else f"packed-{str(dtype).removeprefix('torch.')}.bin")
     found = _mapped(path, origin)
     if found is None:
-        made = entries(FolderSource(folder), config, dtype)
+        made = entries(FolderSource(folder, config), config, dtype)
         try:
             _write(path, origin, made)
         except OSError as problem:
@@ -273,7 +276,7 @@ def from_folder(
                 path,
                 problem.strerror,
             )
-            return _layers(dict(entries(FolderSource(folder), config, dtype)))
+            return _layers(dict(entries(FolderSource(folder, config), config, dtype)))
         found = _mapped(path, origin)
         assert found is not None
     return _layers(found)

@@ -28,6 +28,9 @@ struct Tiles {
   }
 };
 
+// GCC 12 does not know that tile loads and ldtilecfg read memory: what was written must be there.
+inline void settle() { asm volatile("" ::: "memory"); }
+
 // Give the tiles their shapes, unless they have them: `upper` rows of A in tile 4, `lower` in 5.
 // Every tile is 64 bytes wide: 16 floats of C, or a tile of panels.
 inline void shape(int upper, int lower) {
@@ -39,6 +42,7 @@ inline void shape(int upper, int lower) {
     config.columns_bytes[t] = 64;
     config.rows[t] = (uint8_t)rows[t];
   }
+  settle();
   _tile_loadconfig(&config);
   shaped = wanted;
 }
@@ -140,6 +144,7 @@ inline void two_by(long K, const Left<T>& left, const T* B, long panel, S* C, lo
 template <class T, class S>
 inline void rows_by(long rows, long N, long K, const Left<T>& left, const T* B, long panel, S* C,
                     long ldc, bool accumulate) {
+  settle();
   long n = 0;
   if (rows > 16) {
     shape(16, (int)rows - 16);

@@ -1,7 +1,7 @@
 """Causal attention over sequences laid end to end, with query/key and value heads of different
 size, and a rotary key that all heads share.
 
-    k_j = [k_nope_j ; turned k_rope_j]    q_i = [q_nope_i ; turned q_rope_i]      eq. 4, 9
+    k_j = [k_nope_j ; turned k_rope_j]    q_i = [q_nope_i ; turned q_rope_i]
     o_i = sum over j <= i of softmax_j(q_i . k_j * scale) v_j                     eq. 10
 
 DeepSeek-V3 (arXiv 2412.19437), section 2.1.1. ``reference`` is the definition, one sequence at a

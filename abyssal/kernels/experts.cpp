@@ -1,9 +1,9 @@
-// Routed experts in BF16, forward and backward: the tokens of each expert gathered, its two products
-// with SwiGLU between them, and the weighted sum back.
+// Routed experts in BF16, forward and backward: the tokens of each expert gathered, its two
+// products with SwiGLU between them, and the weighted sum back.
 //
-// Work comes in blocks of one expert's rows, or of one expert's outputs where gradients of weights are
-// summed over all its rows; no sum is split, so the number of threads changes nothing. Products sum in
-// float; what stands between two products is BF16.
+// Work comes in blocks of one expert's rows, or of one expert's outputs where gradients of weights
+// are summed over all its rows; no sum is split, so the number of threads changes nothing. Products
+// sum in float; what stands between two products is BF16.
 //
 //     T tokens    K choices of each    P = T K rows    E experts    D hidden size    F expert width
 #include "experts.h"
@@ -14,7 +14,7 @@ namespace {
 constexpr long ROWS = 512;       // at most of a block: what packing an expert costs, they share
 constexpr long FEW_ROWS = 128;   // at least, where there are many threads
 constexpr long STRIP = 128;      // rows whose products are in the second cache at once
-constexpr long PANELS = 1 << 17;  // numbers packed at once, unless inputs are very many
+constexpr long PANELS = 1 << 18;  // numbers packed at once, unless inputs are very many
 constexpr long GRAD_ROWS = 256;  // a block of a weight's gradient ...
 constexpr long GRAD_COLUMNS = 512;
 
@@ -57,8 +57,8 @@ void to_far_rows(const float* sums, long lds, long rows, long columns, bf16* out
     for (long i = 0; i < rows; i++)
       for (long j = 0; j < columns; j += 32) {
         const float* from = sums + i * lds + j;
-        const vh halves[2] = {narrow(load(from)), narrow(load(from + VF))};
-        _mm512_stream_si512(reinterpret_cast<__m512i*>(out + i * ldo + j), load_as<__m512i>(halves));
+        const vh line[2] = {narrow(load(from)), narrow(load(from + VF))};
+        _mm512_stream_si512(reinterpret_cast<__m512i*>(out + i * ldo + j), load_as<__m512i>(line));
       }
     _mm_sfence();
     return;
@@ -99,8 +99,8 @@ void activate(const Sizes& s, const bf16* hidden, long n, bf16* middle, long ldm
 
 // y (n, D) = a (n, lda) times B, whose columns [d, d + some) `pack` packs.
 template <class Pack>
-void to_hidden_size(const Sizes& s, const bf16* a, long lda, long n, long inputs, bf16* y, Desk& desk,
-                    Pack pack) {
+void to_hidden_size(const Sizes& s, const bf16* a, long lda, long n, long inputs, bf16* y,
+                    Desk& desk, Pack pack) {
   const long outputs = packed_at_once(inputs);
   bf16* panels = desk.panels.of(outputs * inputs);
   float* sums = desk.sums.of(STRIP * outputs);
@@ -159,8 +159,8 @@ float swiglu_back(const Sizes& s, const float* through, const bf16* hidden, floa
   return hsum(dot);
 }
 
-// Columns of some rows: of those that stand in the plan's order from row `first` on, or, where there
-// is no such place, of the tokens that the plan names.
+// Columns of some rows: of those that stand in the plan's order from row `first` on, or, where
+// there is no such place, of the tokens that the plan names.
 struct Side {
   const bf16* data;
   long stride, first;
@@ -234,8 +234,9 @@ struct Backward {
     const long n = plan.starts[expert + 1] - plan.starts[expert];
     return n && n <= s.rows(threads) && !is_crowded(expert);
   }
+  // Whether an expert has so many rows that threads must share its outputs.
   bool is_crowded(long expert) const {
-    return (plan.starts[expert + 1] - plan.starts[expert]) * threads * 2 > s.P;
+    return threads > 1 && (plan.starts[expert + 1] - plan.starts[expert]) * threads * 2 > s.P;
   }
 
   // Everything that belongs to the rows of a block; and to the expert, if these are all it has, as
@@ -243,10 +244,10 @@ struct Backward {
   void rows(const Block& block) const {
     Desk& mine = desk();
     const long n = block.end - block.begin, e = block.expert;
-    const bf16* middle = hidden_of(block, mine);
+    const bf16* projected = hidden_of(block, mine);
     const Gathered above(s, grad, plan, block, mine);
     bf16* below = grad_hidden + block.begin * s.Hp;
-    through_down(block, above, down + e * s.D * s.F, middle, below, mine);
+    through_down(block, above, down + e * s.D * s.F, projected, below, mine);
     const bf16* matrix = gate_up + e * 2 * s.F * s.D;
     to_hidden_size(s, below, s.Hp, n, s.Hp, grad_rows + block.begin * s.D, mine,
                    [&](long d, long some, bf16* panels) {
@@ -292,7 +293,7 @@ struct Backward {
   }
 
   void through_down(const Block& block, const Gathered& above, const bf16* matrix,
-                    const bf16* middle, bf16* below, Desk& mine) const {
+                    const bf16* projected, bf16* below, Desk& mine) const {
     const long n = block.end - block.begin;
     const long at_once = packed_at_once(s.Dp);
     bf16* panels = mine.panels.of(at_once * s.Dp);
@@ -307,7 +308,7 @@ struct Backward {
         mm_bf16(m, wide, s.Dp, above.data + r * above.stride, above.stride, panels, LANES * s.Dp,
                 sums, wide, false);
         for (long i = r; i < r + m; i++)
-          dots[i] += swiglu_back(s, sums + (i - r) * wide, middle + i * 2 * s.F,
+          dots[i] += swiglu_back(s, sums + (i - r) * wide, projected + i * 2 * s.F,
                                  weights[plan.pairs[block.begin + i]], f, some, below + i * s.Hp,
                                  scaled + i * s.Fp);
       }
@@ -326,8 +327,9 @@ struct Backward {
 using namespace ab;
 using namespace ab::experts;
 
-// x (T, D), experts and weights (T, K), gate_up (E, 2F, D), down (E, D, F) -> out (T, D). Written on the
-// way: plan (E + 1 + 2 P), hidden (P, 2F) unless null, y (P, D). Returns 0, or 1 for an expert beyond E.
+// x (T, D), experts and weights (T, K), gate_up (E, 2F, D), down (E, D, F) -> out (T, D).
+// Written on the way: plan (E + 1 + 2 P), hidden (P, 2F) unless null, y (P, D).
+// Returns 0, or 1 for an expert beyond E.
 extern "C" int64_t ab_experts_forward(const bf16* x, const int64_t* experts, const float* weights,
                                       const bf16* gate_up, const bf16* down, int64_t T, int64_t K,
                                       int64_t E, int64_t D, int64_t F, int64_t* plan, bf16* hidden,
@@ -347,9 +349,9 @@ extern "C" int64_t ab_experts_forward(const bf16* x, const int64_t* experts, con
   return 0;
 }
 
-// The gradients of ab_experts_forward given that of out (T, D): grad_x, grad_weights (T, K), and those
-// of the matrices unless null. hidden (P, 2F) is the forward's, or null. Written on the way: grad_hidden
-// (P, 2F rounded up to 32), weighted (P, F rounded up to 32), grad_rows (P, D).
+// The gradients of ab_experts_forward given that of out (T, D): grad_x, grad_weights (T, K), and
+// those of the matrices unless null. hidden (P, 2F) is the forward's, or null. Written on the way:
+// grad_hidden (P, 2F rounded up to 32), weighted (P, F rounded up to 32), grad_rows (P, D).
 extern "C" void ab_experts_backward(const bf16* grad, const bf16* x, const float* weights,
                                     const bf16* gate_up, const bf16* down, const int64_t* plan,
                                     const bf16* hidden, int64_t T, int64_t K, int64_t E, int64_t D,
@@ -358,9 +360,9 @@ extern "C" void ab_experts_backward(const bf16* grad, const bf16* x, const float
                                     bf16* grad_down, int64_t threads) {
   const Sizes s{T, K, E, D, F};
   const Plan sorted(plan, s.P, E);
-  const Backward backward{s,           sorted,       threads,  grad,      x,
-                          gate_up,     down,         hidden,   weights,   grad_hidden,
-                          weighted,    grad_rows,    grad_weights, grad_gate_up, grad_down};
+  const Backward backward{s,        sorted,    threads,      grad,         x,
+                          gate_up,  down,      hidden,       weights,      grad_hidden,
+                          weighted, grad_rows, grad_weights, grad_gate_up, grad_down};
   const std::vector<Block> blocks = row_blocks(sorted, E, s.rows(threads));
   std::vector<Patch> patches;
   for (long e = 0; e < E; e++)

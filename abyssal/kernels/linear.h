@@ -37,8 +37,8 @@ inline void linear_i8(const Mat& w, const Act& a, long row, long rows, long n, l
   }
 }
 
-// INT4 and FP8 have a scale for each block of inputs: out = the sum of float(a block's sum) * scale,
-// in the order of blocks.
+// INT4 and FP8 have a scale for each block of inputs: out adds up float(a block's sum) * scale, in
+// the order of blocks.
 //
 // With more than a few rows, some blocks of weights at a time are decoded to numbers that the units
 // multiply. The sums of one step are scaled and added while the unit works on the next.
@@ -243,8 +243,8 @@ inline void linear_some(const Mat& w, const Act& a, long row, long rows, long n,
                         float* out, long ldo) {
   switch (w.kind) {
     case F32:
-      mm_f32(rows, outputs, w.k, a.f + row * a.kp, a.kp, static_cast<const float*>(w.data) + n * w.k,
-             LANES * w.k, out + n, ldo, false);
+      mm_f32(rows, outputs, w.k, a.f + row * a.kp, a.kp,
+             static_cast<const float*>(w.data) + n * w.k, LANES * w.k, out + n, ldo, false);
       break;
     case BF16:
       mm_bf16(rows, outputs, w.kp, a.b + row * a.kp, a.kp,

@@ -153,7 +153,7 @@ def linear(x: Tensor, packed: Packed, threads: int | None = None, by_rows: bool 
     assert x.dtype == torch.float32
     assert x.shape[1] == packed.k
     out = x.new_empty(len(x), _up(packed.n, LANES))
-    mat = np.frombuffer(packed.struct(), dtype=np.int64)
+    mat = np.frombuffer(bytes(packed.struct()), dtype=np.int64)
     _kernel("linear")(mat, x, len(x), out, by_rows, threads or torch.get_num_threads())
     return out[:, : packed.n]
 

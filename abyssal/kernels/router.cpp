@@ -55,8 +55,8 @@ extern "C" void ab_route(const float* logits, const float* bias, int64_t T, int6
 // grad (T, E) of the logits, given those of weights and affinity, each of which may be null.
 extern "C" void ab_route_backward(const float* affinity, const int64_t* experts,
                                   const float* grad_weights, const float* grad_affinity, int64_t T,
-                                  int64_t E, int64_t K, int64_t normalize, double scale, float* grad,
-                                  int64_t threads) {
+                                  int64_t E, int64_t K, int64_t normalize, double scale,
+                                  float* grad, int64_t threads) {
 #pragma omp parallel for num_threads(team(T * E, threads)) schedule(static)
   for (long t = 0; t < T; t++)
     token_backward(affinity + t * E, experts + t * K, grad_weights ? grad_weights + t * K : nullptr,

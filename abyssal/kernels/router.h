@@ -4,9 +4,9 @@
 //     experts = the K greatest of affinity + bias     eq. 16, within the best groups only
 //     weights = affinity of these, over their sum     eq. 13
 //
-// E experts stand in equal groups; a group's score is the sum of its two best. Equal scores go to the
-// lower index. A NaN counts as the greatest, as in torch.topk. Experts come in descending order of their
-// score.
+// E experts stand in equal groups; a group's score is the sum of its two best. Equal scores go to
+// the lower index; torch.topk leaves that open. A NaN counts as the greatest, as in torch.topk.
+// Experts come in descending order of their score.
 #pragma once
 
 #include <limits>
@@ -66,9 +66,10 @@ inline float group_score(const float* slots, long padded, long size) {
   return best + greatest(first);
 }
 
-// Give the slots of all but the `kept` best groups the score of minus infinity: not zero, as a biased
-// score may itself be negative.
-inline void drop_groups(float* slots, long groups, long padded, long size, long kept, float* score) {
+// Give the slots of all but the `kept` best groups the score of minus infinity: not zero, as a
+// biased score may itself be negative.
+inline void drop_groups(float* slots, long groups, long padded, long size, long kept,
+                        float* score) {
   for (long g = 0; g < groups; g++) score[g] = group_score(slots + g * padded, padded, size);
   for (long g = 0; g < groups; g++) {
     long better = 0;
@@ -117,8 +118,8 @@ inline void choose(const float* affinity, const float* bias, long E, long groups
 }
 
 // weights (K) of the chosen: the bias steers the choice, never the mixture.
-inline void weigh(const float* affinity, const int32_t* experts, long K, bool normalize, float scale,
-                  float* weights) {
+inline void weigh(const float* affinity, const int32_t* experts, long K, bool normalize,
+                  float scale, float* weights) {
   float sum = 0;
   for (long k = 0; k < K; k++) sum += weights[k] = affinity[experts[k]];
   const float total = normalize ? sum + 1e-20f : 1.f;

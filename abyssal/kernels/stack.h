@@ -56,11 +56,11 @@ struct Model {
 struct Pass {
   int64_t tokens, sequences, threads;
   int64_t absorbed;  // 1: never unfold latents, so that bits do not depend on how a prompt is cut
-  const int32_t *token, *position;       // (T,)
+  const int32_t *token, *position;  // (T,)
+  const int32_t* slot;              // (T,): where its latent goes, page * 64 + place in the page
   const int32_t *first, *count, *start;  // (S,): the first row, rows, and position of the first
+  const int32_t* table;                  // (S,): where a sequence's page table begins in
   const int32_t* pages;                  // all page tables, one after the other
-  const int64_t* table;                  // (S,): where a sequence's begins
-  const int32_t* slot;                   // (T,): where each latent goes: page * 64 + place
   LatentPool pool;
   const float* before;  // (T, D): hidden states, what a prediction module starts from
   float* hidden;        // (T, D): what comes out, normed

@@ -77,8 +77,8 @@ class _Pool(ctypes.Structure):
 class _Pass(ctypes.Structure):
     _fields_ = [
         *((name, _I) for name in ("tokens", "sequences", "threads", "absorbed")),
-        *((name, _P) for name in ("token", "position", "first", "count", "start", "pages")),
-        *((name, _P) for name in ("table", "slot")),
+        *((name, _P) for name in ("token", "position", "slot")),
+        *((name, _P) for name in ("first", "count", "start", "table", "pages")),
         ("pool", _Pool),
         *((name, _P) for name in ("before", "hidden", "met")),
     ]
@@ -88,13 +88,26 @@ class Layers(NamedTuple):
     """The packed weights of a model, by names of the published checkpoint.
 
     A matrix that has several forms, or of which there are several, is one entry: the heads of
-    ``kv_b_proj`` as ``.absorb``, ``.keys`` and ``.values``, the experts of a layer as ``.experts.``.
+    ``kv_b_proj`` as ``.absorb``, ``.keys``, ``.values``, the experts of a layer as ``.experts.``.
     """
 
     matrices: Mapping[str, Sequence[MatStruct]]
     vectors: Mapping[str, Array]  # float32, but the embedding in its own precision
     embed_kind: int  # F32 or BF16
     held: object  # what keeps the matrices' memory
+
+
+class Plan(NamedTuple):
+    """What a pass reads, in the order in which stack.h wants it."""
+
+    token: list[int]  # (T,)
+    position: list[int]  # (T,)
+    slot: list[int]  # (T,): where its latent goes, page * 64 + place in the page
+    first: list[int]  # (S,): the first row of each sequence ...
+    count: list[int]  # ... how many it has ...
+    start: list[int]  # ... the position of the first ...
+    table: list[int]  # ... and where its pages begin in
+    pages: list[int]
 
 
 class Stack:
@@ -130,41 +143,32 @@ class Stack:
 
     def run(
         self,
-        tokens: Array,
-        positions: Array,
-        slots: Array,
-        spans: Array,
-        pages: Array,
+        plan: Plan,
         pool: Tensor,
         *,
         before: Tensor | None = None,
         met: Tensor | None = None,
         absorbed: bool = False,
     ) -> Tensor:
-        """Normed hidden states (T, D) float32 of tokens (T,) at positions (T,), all int32.
+        """Normed hidden states (T, D) float32 of the tokens of a plan; `pool` is the cache's.
 
-        Their latents go to `slots` (T,): page * 64 + place in the page. `spans` (4, S) int64 holds each sequence's first row, rows, position of the first, and where
-        its page table begins in `pages` (int32). `pool` is the cache's. With `before` (T, D) it is
-        the first prediction module that runs: on hidden states and the tokens behind theirs. `met`
-        (MoE layers, E) int64 is added to. With `absorbed`, the bits of a row do not depend on how
-        its sequence was cut into passes.
+        With `before` (T, D) it is the first prediction module that runs: on hidden states and the
+        tokens behind theirs. `met` (MoE layers, E) int64 is added to. With `absorbed`, the bits of
+        a row do not depend on how its sequence was cut into passes.
         """
-        hidden = torch.empty(len(tokens), self.config.hidden_size)
-        narrow = spans[:3].astype(np.int32)  # (3, S)
-        step = narrow.strides[0]
+        T, S = len(plan.token), len(plan.first)
+        hidden = torch.empty(T, self.config.hidden_size)
+        numbers = np.array([number for column in plan for number in column], dtype=np.int32)
+        address, places = numbers.ctypes.data, []
+        for column in plan:
+            places.append(address)
+            address += 4 * len(column)
         given = _Pass(
-            len(tokens),
-            spans.shape[1],
+            T,
+            S,
             torch.get_num_threads(),
             absorbed,
-            tokens.ctypes.data,
-            positions.ctypes.data,
-            narrow.ctypes.data,
-            narrow.ctypes.data + step,
-            narrow.ctypes.data + 2 * step,
-            pages.ctypes.data,
-            spans[3].ctypes.data,
-            slots.ctypes.data,
+            *places,
             self._pool(pool),
             None if before is None else before.data_ptr(),
             hidden.data_ptr(),

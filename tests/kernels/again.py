@@ -30,6 +30,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     if config.getoption("--fenced"):
         registry._callable = fenced(registry._callable)
+    if problems := registry.library().problems:
+        raise pytest.UsageError("; ".join(problems))  # not a test less because a kernel is missing
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

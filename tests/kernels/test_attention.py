@@ -236,3 +236,13 @@ def test_what_stands_beside_a_sequence_makes_no_difference():
         x[:70], x[200:] = 5, -5
     again = mixed_and_gradients(mla_attention, leaves, (cos, sin, borders([70, 130, 1])), 0.2)
     assert all(torch.equal(a[middle], b[middle]) for a, b in zip(whole, again, strict=True))
+
+
+@needs_twin
+@pytest.mark.parametrize("length", [1, 17, 33, 170])
+@torch.no_grad()
+def test_the_start_of_a_sequence_gives_the_same_bits_alone(length):
+    (q, kv, k_rope), (cos, sin, _) = projected([300], USUAL)
+    whole = mla_attention(q, kv, k_rope, cos, sin, borders([300]), 0.4)
+    start = [x[:length] for x in (q, kv, k_rope, cos, sin)]
+    assert torch.equal(mla_attention(*start, borders([length]), 0.4), whole[:length])

@@ -165,6 +165,7 @@ async def test_a_failure_half_way_is_told_in_the_stream_and_before_it_by_a_statu
         def step() -> list[Delta]:
             deltas = whole_step()
             if not llm.engine.is_idle and llm.engine.stats().generation_tokens > after:
+                time.sleep(0.2)  # what came before is on its way to the reader by now
                 for delta in deltas:
                     llm.engine.abort(delta.request_id)
                     end = {"finish_reason": "error", "error": "no token", "is_bug": is_bug}

@@ -1,7 +1,5 @@
 """A model folder as one GGUF file for llama.cpp: its architecture deepseek2, latent attention.
 
-    python benchmarks/llama_file.py MODEL_FOLDER FILE.gguf [--dtype float32|bfloat16]
-
 The weights are the folder's own, under llama.cpp's names, with two changes of shape. kv_b_proj is
 stored as the two matrices that absorb it: for each head K_b (N, C), transposed, and V_b (V, C). The
 experts of a layer are one tensor. Gates and norms stay in float32, as llama.cpp wants them. The
@@ -10,7 +8,6 @@ vocabulary is byte-level BPE behind the pre-tokenizer that llama.cpp knows as de
     C kv_lora_rank    E n_routed_experts    H heads    N qk_nope_head_dim    V v_head_dim
 """
 
-import argparse
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -26,8 +23,10 @@ from abyssal.tokenizer.bpe import Tokenizer
 from abyssal.tokenizer.release import read_file
 
 KINDS = {
-    "float32": (GGMLQuantizationType.F32, gguf.LlamaFileType.ALL_F32),
-    "bfloat16": (GGMLQuantizationType.BF16, gguf.LlamaFileType.MOSTLY_BF16),
+    "fp32": (GGMLQuantizationType.F32, gguf.LlamaFileType.ALL_F32),
+    "bf16": (GGMLQuantizationType.BF16, gguf.LlamaFileType.MOSTLY_BF16),
+    "q8_0": (GGMLQuantizationType.Q8_0, gguf.LlamaFileType.MOSTLY_Q8_0),
+    "q4_0": (GGMLQuantizationType.Q4_0, gguf.LlamaFileType.MOSTLY_Q4_0),
 }
 # Of one block: the published name -> llama.cpp's. Experts and kv_b_proj are not copied one to one.
 ATTENTION = {
@@ -43,35 +42,38 @@ ATTENTION = {
 }
 
 
-def main() -> None:
-    """Convert one folder."""
-    options = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    options.add_argument("folder", type=Path)
-    options.add_argument("file", type=Path)
-    options.add_argument("--dtype", choices=list(KINDS), default="bfloat16")
-    args = options.parse_args()
-    write(args.folder, args.file, args.dtype)
-    print(f"{args.file}: {args.file.stat().st_size:,} bytes")
+def file_of(folder: Path, kind: str) -> Path:
+    """The file of a folder's model, beside the folder, written if it is not there."""
+    file = folder.with_name(f"{folder.name}.{kind}.gguf")
+    if not file.exists():
+        print(f"writing {file}", flush=True)
+        draft = file.with_suffix(".draft")
+        write(folder, draft, kind)
+        draft.rename(file)
+    return file
 
 
-def write(folder: Path, file: Path, dtype: str) -> None:
-    """Write the model of a folder to file, its matrices in dtype (a key of KINDS)."""
+def write(folder: Path, file: Path, kind: str) -> None:
+    """Write the model of a folder to file, its matrices in one of KINDS."""
     config = ModelConfig.load(folder)
     if config.rope_scaling:
         raise SystemExit(f"{folder}: rope_scaling is not converted; take a model without YaRN")
-    kind, file_type = KINDS[dtype]
+    wanted, file_type = KINDS[kind]
     writer = GGUFWriter(file, "deepseek2")
     writer.add_name(folder.name)
     writer.add_file_type(file_type)
     _add_sizes(writer, config)
     _add_vocabulary(writer, folder, config.vocab_size)
     for name, tensor in _tensors(config, Shards(headers(folder), block_size(folder))):
-        plain = kind == GGMLQuantizationType.F32 or tensor.dim() == 1 or "ffn_gate_inp" in name
+        plain = kind == "fp32" or tensor.dim() == 1 or "ffn_gate_inp" in name
+        # llama.cpp's AMX buffers take stacks of small matrices, and then have no product for them.
+        of_heads = name.endswith(("attn_k_b.weight", "attn_v_b.weight"))
+        numbers = GGMLQuantizationType.BF16 if of_heads else wanted
         array = np.ascontiguousarray(tensor.float().numpy())
         if plain:
             writer.add_tensor(name, array)
         else:
-            writer.add_tensor(name, gguf.quants.quantize(array, kind), raw_dtype=kind)
+            writer.add_tensor(name, gguf.quants.quantize(array, numbers), raw_dtype=numbers)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -166,7 +168,3 @@ def _experts(config: ModelConfig, shards: Shards, at: str) -> Iterator[tuple[str
             for expert in range(config.n_routed_experts)
         ]
         yield f"ffn_{part}_exps.weight", torch.stack(of_experts)  # (E, out, in)
-
-
-if __name__ == "__main__":
-    main()
