@@ -2,8 +2,8 @@
 
 DeepSeek-V3 (arXiv 2412.19437), section 2.1.1. Nothing is kept per head, and nothing here knows of
 sequences between passes: `begin` is told which pages hold which tokens, and plans how the kernel
-reads them. Page 0 is nobody's; it stands where a table must be filled up. In int8 each token has a
-scale besides, of two bytes.
+reads them. Page 0 is nobody's; it stands where a table must be filled up. In int8 each token has
+two scales besides, of two bytes each.
 
     T tokens of a pass    S sequences    n tokens each brings    H heads    C kv_lora_rank
     R qk_rope_head_dim
@@ -107,9 +107,7 @@ class PagedCache:
         if (function := twin(self.pool)) is not None:
             self._native = function, _plan_extents(extents)
             return
-        if (
-            self.pool.dtype == torch.int8
-        ):  # the pages in use become floats, in an order of their own
+        if self.pool.dtype == torch.int8:  # pages in use become floats, in an order of their own
             used = sorted({0}.union(*(extent.pages for extent in extents)))
             self._integers = torch.tensor(used, device=device)
             order = {page: i for i, page in enumerate(used)}
@@ -136,7 +134,7 @@ class PagedCache:
             function, extents = self._native
             return native_attention(function, q, pages, extents, scale, C)
         if self._integers is not None:
-            pages = dequantize(pages.index_select(0, self._integers), q.shape[-1]).to(q.dtype)
+            pages = dequantize(pages.index_select(0, self._integers), q.shape[-1], C).to(q.dtype)
         if self._pairs is not None:
             return fixed_attention(q, pages, self._pairs, scale, C)
         out = q.new_empty(*q.shape[:2], C)

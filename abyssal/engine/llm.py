@@ -14,8 +14,6 @@ from pathlib import Path
 from typing import TypeGuard, Unpack, overload
 
 import torch
-from rich.console import Console
-from rich.progress import Progress
 
 from abyssal.config import ModelConfig
 from abyssal.engine import scoring
@@ -200,13 +198,21 @@ class LLM:
 
     def _complete(self, requests: list[Request], progress: bool) -> list[Completion]:
         deltas: dict[int, list[Delta]] = {request.id: [] for request in requests}
-        with Progress(console=Console(stderr=True), transient=True, disable=not progress) as bar:
+        for delta in self._told(requests) if progress else self._deltas(requests):
+            deltas[delta.request_id].append(delta)
+        return [Completion.from_deltas(request, deltas[request.id]) for request in requests]
+
+    def _told(self, requests: list[Request]) -> Iterator[Delta]:
+        """The same with a progress bar on standard error."""
+        from rich.console import Console  # only for those who look: a tenth of the start
+        from rich.progress import Progress
+
+        with Progress(console=Console(stderr=True), transient=True) as bar:
             task = bar.add_task("generating", total=len(requests))
             for delta in self._deltas(requests):
-                deltas[delta.request_id].append(delta)
+                yield delta
                 if delta.finish_reason:
                     bar.advance(task)
-        return [Completion.from_deltas(request, deltas[request.id]) for request in requests]
 
     def _deltas(self, requests: list[Request]) -> Iterator[Delta]:
         """Run requests to their ends; who stops reading early gives them up."""

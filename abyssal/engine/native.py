@@ -72,7 +72,7 @@ class NativeRunner:
 
     def _run(self, readings: Sequence[Reading], before: Tensor | None) -> Tensor:
         plan = _plan(readings)
-        self._reach(max(map(add, plan.start, plan.count)))
+        self._reach(max(map(add, plan.start, plan.rows)))
         met = self.expert_load if before is None else None
         return self.stack.run(plan, self.cache.pool, before=before, met=met, absorbed=self.fixed)
 
@@ -90,7 +90,7 @@ def _plan(readings: Sequence[Reading]) -> Plan:
     for tokens, pages, start in readings:
         end = start + len(tokens)
         plan.first.append(len(plan.token))
-        plan.count.append(len(tokens))
+        plan.rows.append(len(tokens))
         plan.start.append(start)
         plan.table.append(len(plan.pages))
         plan.pages.extend(pages[: (end - 1) // PAGE + 1])

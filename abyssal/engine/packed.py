@@ -21,10 +21,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from abyssal.checkpoint import integers, names, shards, weights
+from abyssal.checkpoint import names, weights
 from abyssal.checkpoint.stored import Matrix
 from abyssal.config import ModelConfig
-from abyssal.kernels.linear import GROUP, Kind, MatStruct, Packed, pack
+from abyssal.kernels.linear import GROUP, Kind, MatStruct, empty, pack_into
 from abyssal.kernels.stack import Array, Layers
 from abyssal.model.transformer import DeepSeekV3
 
@@ -47,6 +47,9 @@ class Source(Protocol):
     def vector(self, name: str) -> Tensor:
         """One tensor that is no matrix product's."""
 
+    def release(self) -> None:
+        """Let go of the memory that what was given so far may hold."""
+
 
 class FolderSource:
     """The weights of a model folder, which are what its config promises."""
@@ -64,6 +67,10 @@ class FolderSource:
     def vector(self, name: str) -> Tensor:
         """One tensor that is no matrix product's."""
         return self._shards.tensor(name)
+
+    def release(self) -> None:
+        """Unmap the files: what was read of them would count as this process's memory."""
+        self._shards.close()
 
 
 class ModelSource:
@@ -88,6 +95,9 @@ class ModelSource:
         tensor, place = self._places[name]
         weight: Tensor = tensor[place]
         return weight.detach().cpu().contiguous()
+
+    def release(self) -> None:
+        """The model holds its weights itself."""
 
 
 # What a model is packed into
@@ -125,6 +135,12 @@ Place = tuple[int, str, tuple[int, ...]]  # of an array in a file: offset, dtype
 
 def entries(source: Source, config: ModelConfig, dtype: torch.dtype | None) -> Iterator[Entry]:
     """Every block and vector by name, one at a time; `dtype` replaces the stored precision."""
+    for name, one in _entries(source, config, dtype):
+        source.release()
+        yield name, one
+
+
+def _entries(source: Source, config: ModelConfig, dtype: torch.dtype | None) -> Iterator[Entry]:
     yield "model.embed_tokens.weight", _embedding(source, dtype)
     last = config.num_hidden_layers + min(config.num_nextn_predict_layers, 1)
     for layer in range(last):
@@ -207,28 +223,13 @@ def _packed(matrices: list[Matrix]) -> Block:
     """Matrices of one shape side by side; in BF16 where their kinds differ."""
     if len({matrix.kind for matrix in matrices}) > 1:
         matrices = [_plain(matrix.dequantize()) for matrix in matrices]
-    packed = [_pack(matrix) for matrix in matrices]
-    first = packed[0]
-    data = np.stack([_bytes(one.data) for one in packed])
-    scale = None if first.scale is None else _stacked([one.scale for one in packed])
-    sums = None if first.sum is None else _stacked([one.sum for one in packed])
-    return Block(int(first.kind), first.n, first.k, first.kp, data, scale, sums)
-
-
-def _pack(matrix: Matrix) -> Packed:
-    data = matrix.data
-    if matrix.kind == "int4":
-        data = integers.unpack(data.view(torch.int32), matrix.shape[1])
-    scale = matrix.scale.flatten() if matrix.kind == "int8" and matrix.scale is not None else None
-    return pack(_KINDS[matrix.kind], data.contiguous(), matrix.scale if scale is None else scale)
-
-
-def _bytes(tensor: Tensor) -> Array:
-    return tensor.contiguous().view(torch.uint8).flatten().numpy()
-
-
-def _stacked(tensors: list[Tensor | None]) -> Array:
-    return np.stack([tensor.contiguous().numpy() for tensor in tensors if tensor is not None])
+    (n, k), kind = matrices[0].shape, _KINDS[matrices[0].kind]
+    room = empty(kind, n, k, len(matrices))
+    for i, matrix in enumerate(matrices):
+        pack_into(room[i], matrix.data, matrix.scale)
+    scale = None if room.scale is None else room.scale.numpy()
+    sums = None if room.sum is None else room.sum.numpy()
+    return Block(int(kind), n, k, room.kp, room.data.numpy(), scale, sums)
 
 
 def _embedding(source: Source, dtype: torch.dtype | None) -> Array:
@@ -262,7 +263,7 @@ def from_folder(
         CheckpointError: the folder's weights cannot be read.
     """
     folder = Path(folder)
-    origin = _origin(folder, config, dtype)
+    origin = _origin(folder, dtype)
     path = folder / (FILE if dtype is None else f"packed-{str(dtype).removeprefix('torch.')}.bin")
     found = _mapped(path, origin)
     if found is None:
@@ -291,17 +292,11 @@ def _layers(found: Mapping[str, Block | Array]) -> Layers:
     )
 
 
-def _origin(folder: Path, config: ModelConfig, dtype: torch.dtype | None) -> dict[str, object]:
+def _origin(folder: Path, dtype: torch.dtype | None) -> dict[str, object]:
     """What a packed file depends on."""
-    files = sorted({entry.path for entry in shards.headers(folder).values()})
-    stats = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in files]
-    changed = (folder / "config.json").stat().st_mtime_ns
-    return {
-        "format": FORMAT,
-        "files": [list(stat) for stat in stats],
-        "config": changed,
-        "dtype": str(dtype),
-    }
+    files = [*sorted(folder.glob("*.safetensors")), folder / "config.json"]
+    stats = [[path.name, path.stat().st_size, path.stat().st_mtime_ns] for path in files]
+    return {"format": FORMAT, "files": stats, "dtype": str(dtype)}
 
 
 def _write(path: Path, origin: dict[str, object], made: Iterator[Entry]) -> None:

@@ -3,7 +3,7 @@
 //     C kv_lora_rank    R qk_rope_head_dim    W = C + R    H heads
 //
 // A page holds the latents of 64 tokens, W numbers each. In INT8 a token's numbers are integers
-// times one scale, BF16; the 64 scales follow the 64 rows of the page.
+// times two scales, BF16, one for c and one for k_rope; 64 pairs follow the 64 rows of the page.
 //
 // Scores are computed turned, S^T (tokens, rows) = L q^T, where a row is a head of a query: L is
 // read where it lies, and every lane of a vector is a row of its own, so that no sum, maximum or
@@ -124,6 +124,18 @@ inline void mm(long M, long N, long K, const bf16* A, long lda, const bf16* B, l
                long ldc, bool accumulate) {
   mm_bf16(M, N, K, A, lda, B, panel, C, ldc, accumulate);
 }
+
+// The scales of a row in integers: of all of it, and what its rotary numbers are to be multiplied
+// with besides. They have a scale of their own, as they are ten times as large.
+struct RowScale {
+  float whole, rotary;
+
+  explicit RowScale(const bf16* scales) {
+    const float c = to_float(scales[0]), r = to_float(scales[1]);
+    whole = c != 0 ? c : r;
+    rotary = whole != 0 ? r / whole : 0.f;
+  }
+};
 
 // Rows of latents that lie `stride` numbers apart, a multiple of 32 in BF16.
 template <class T>
@@ -322,16 +334,16 @@ class Pass {
     const long W = pool_.width();
     const char* page = pool_.page(layer_, number);
     if (in_place_) return {reinterpret_cast<const T*>(page), W};
-    if (pool_.kind == LATENT_INT8) {
-      const bf16* scales = reinterpret_cast<const bf16*>(page + LATENT_PAGE * W);
-      for (long t = 0; t < tokens; t++) token_scale_[at + t] = to_float(scales[t]);
-    }
     for (long t = 0; t < tokens; t++) {
       T* row = copy_ + (at + t) * copied_;
       for (long w = W; w < copied_; w++) row[w] = 0;
       if constexpr (NARROW) {
         if (pool_.kind == LATENT_INT8) {
-          widen_row(reinterpret_cast<const int8_t*>(page) + t * W, W, row);
+          const RowScale scale(reinterpret_cast<const bf16*>(page + LATENT_PAGE * W) + 2 * t);
+          token_scale_[at + t] = scale.whole;
+          const int8_t* integers = reinterpret_cast<const int8_t*>(page) + t * W;
+          widen_row(integers, pool_.C, row);
+          for (long w = pool_.C; w < W; w++) row[w] = to_bf16((float)integers[w] * scale.rotary);
           continue;
         }
       }
@@ -510,8 +522,10 @@ inline void latent_append(const LatentPool& pool, long layer, long page, long sl
   } else if (pool.kind == LATENT_BF16) {
     latent::convert(latent, W, 1.f, reinterpret_cast<bf16*>(at) + slot * W);
   } else {
-    const bf16 scale = latent::quantize(latent, W, reinterpret_cast<int8_t*>(at) + slot * W);
-    reinterpret_cast<bf16*>(at + LATENT_PAGE * W)[slot] = scale;
+    int8_t* row = reinterpret_cast<int8_t*>(at) + slot * W;
+    bf16* scales = reinterpret_cast<bf16*>(at + LATENT_PAGE * W) + 2 * slot;
+    scales[0] = latent::quantize(latent, pool.C, row);
+    scales[1] = latent::quantize(latent + pool.C, pool.R, row + pool.C);
   }
 }
 

@@ -33,7 +33,7 @@ COPY_BYTES = 2**20  # latents copied together: they fit the second cache and sta
 COPY_BYTES_GPU = 2**28  # where only the number of calls matters
 PAIRS = 32  # (query, page) pairs of one product of `fixed_attention`
 PAGE_SIZE = 64  # tokens of a page of int8, and of those that the native twin reads
-SCALE_BYTES = 2
+SCALE_BYTES = 4
 _KINDS = {torch.float32: 0, torch.bfloat16: 1, torch.int8: 2}  # of latent_attention.h
 
 
@@ -217,7 +217,7 @@ def twin(pages: Tensor) -> Native | None:
 def native_attention(
     function: Native, q: Tensor, pages: Tensor, extents: Extents, scale: float, kv_lora_rank: int
 ) -> Tensor:
-    """q (T, H, W), pages (N, 64, W) or of int8 (N, 64 W + 128) -> (T, H, C), float32 inside.
+    """q (T, H, W), pages (N, 64, W) or of int8 (N, 64 W + 256) -> (T, H, C), float32 inside.
 
     `function` is what `twin` gave. What a query gets depends on nothing but itself, its position
     and its own latents, to the last bit.
@@ -233,12 +233,22 @@ def native_attention(
     return out.to(q.dtype)
 
 
-def quantize(latents: Tensor) -> tuple[Tensor, Tensor]:
-    """latents (T, W) -> integers (T, W) int8 within +-127, and scales (T,) bfloat16.
+def quantize(latents: Tensor, kv_lora_rank: int) -> tuple[Tensor, Tensor]:
+    """latents (T, W) -> integers (T, W) int8 within +-127, and scales (T, 2) bfloat16.
 
-    A scale is rounded up, so that no integer exceeds 127. A row that is not finite gets scale nan.
+    The first C numbers have one scale and the rotary ones another: those are ten times as large. A
+    scale is rounded up, so that no integer exceeds 127; a part that is not finite gets scale nan.
     """
-    x = latents.float()
+    parts = [_quantize(part) for part in latents.tensor_split([kv_lora_rank], 1)]
+    integers, scales = zip(*parts, strict=True)
+    return torch.cat(integers, 1), torch.stack(scales, 1)
+
+
+def _quantize(x: Tensor) -> tuple[Tensor, Tensor]:
+    """x (T, n) -> integers (T, n) and scales (T,)."""
+    if not x.shape[1]:
+        return x.to(torch.int8), x.new_zeros(len(x), dtype=torch.bfloat16)
+    x = x.float()
     highest = x.abs().amax(-1, keepdim=True)
     bits = (highest / 127).view(torch.int32)
     scale = (bits + 0xFFFF & ~0xFFFF).view(torch.float32)  # its lower half, which bfloat16 lacks
@@ -249,9 +259,9 @@ def quantize(latents: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def rows_and_scales(pages: Tensor, width: int) -> tuple[Tensor, Tensor]:
-    """Views of int8 pages (N, 64 W + 128): rows (N, 64, W), and scales (N, 64) bfloat16."""
+    """Views of int8 pages (N, 64 W + 256): rows (N, 64, W), and scales (N, 64, 2) bfloat16."""
     end = PAGE_SIZE * width
-    scales = pages[:, end:].view(torch.bfloat16)
+    scales = pages[:, end:].view(torch.bfloat16).unflatten(-1, (PAGE_SIZE, 2))
     return pages[:, :end].unflatten(-1, (PAGE_SIZE, width)), scales
 
 
@@ -266,11 +276,13 @@ def append_integers(pages: Tensor, places: Tensor, latents: Tensor, kv_lora_rank
         )  # fmt: skip
         return
     where = places // PAGE_SIZE, places % PAGE_SIZE
-    for view, values in zip(rows_and_scales(pages, W), quantize(latents), strict=True):
-        view.index_put_(where, values)
+    stored, values = rows_and_scales(pages, W), quantize(latents, kv_lora_rank)
+    for view, numbers in zip(stored, values, strict=True):
+        view.index_put_(where, numbers)
 
 
-def dequantize(pages: Tensor, width: int) -> Tensor:
-    """int8 pages (N, 64 W + 128) -> (N, 64, W) float32."""
+def dequantize(pages: Tensor, width: int, kv_lora_rank: int) -> Tensor:
+    """int8 pages (N, 64 W + 256) -> (N, 64, W) float32."""
     rows, scales = rows_and_scales(pages, width)
-    return rows * scales.float().unsqueeze(-1)
+    counts = torch.tensor([kv_lora_rank, width - kv_lora_rank], device=pages.device)
+    return rows * scales.float().repeat_interleave(counts, -1)

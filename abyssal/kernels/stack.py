@@ -104,7 +104,7 @@ class Plan(NamedTuple):
     position: list[int]  # (T,)
     slot: list[int]  # (T,): where its latent goes, page * 64 + place in the page
     first: list[int]  # (S,): the first row of each sequence ...
-    count: list[int]  # ... how many it has ...
+    rows: list[int]  # ... how many it has ...
     start: list[int]  # ... the position of the first ...
     table: list[int]  # ... and where its pages begin in
     pages: list[int]
@@ -119,6 +119,7 @@ class Stack:
         self._run, self._head = _wanted("stack_run"), _wanted("stack_head")
         self._free = _wanted("stack_free")
         self._model = self._describe(softmax_scale)
+        self._described: tuple[Tensor, _Pool] | None = None  # the pool of the latest pass
         self._cos = self._sin = np.empty((0, config.qk_rope_head_dim // 2), np.float32)
         self.work = _wanted("stack_new")()
 
@@ -187,10 +188,12 @@ class Stack:
         return out[:, : self.config.vocab_size]
 
     def _pool(self, pool: Tensor) -> _Pool:
-        kind = {torch.float32: 0, torch.bfloat16: 1}.get(pool.dtype, 2)
-        strides = [stride * pool.element_size() for stride in pool.stride()[:2]]
-        config = self.config
-        return _Pool(pool.data_ptr(), *strides, kind, config.kv_lora_rank, config.qk_rope_head_dim)
+        if self._described is None or self._described[0] is not pool:
+            kind = {torch.float32: 0, torch.bfloat16: 1}.get(pool.dtype, 2)
+            strides = [stride * pool.element_size() for stride in pool.stride()[:2]]
+            C, R = self.config.kv_lora_rank, self.config.qk_rope_head_dim
+            self._described = pool, _Pool(pool.data_ptr(), *strides, kind, C, R)
+        return self._described[1]
 
     # What stack.h is told
 

@@ -166,9 +166,10 @@ inline void read_latent(const LatentPool& pool, long layer, long page, long slot
     return;
   }
   const int8_t* row = reinterpret_cast<const int8_t*>(at) + slot * W;
-  const float scale = to_float(reinterpret_cast<const bf16*>(at + LATENT_PAGE * W)[slot]);
+  const bf16* scales = reinterpret_cast<const bf16*>(at + LATENT_PAGE * W) + 2 * slot;
+  const float scale = to_float(scales[0]), rotary = to_float(scales[1]);
   for (long i = 0; i < pool.C; i++) c[i] = to_bf16((float)row[i] * scale);
-  for (long i = 0; i < pool.R; i++) k_rope[i] = to_bf16((float)row[pool.C + i] * scale);
+  for (long i = 0; i < pool.R; i++) k_rope[i] = to_bf16((float)row[pool.C + i] * rotary);
 }
 
 // Positions [begin, end) of a sequence, heads [h0, h1): keys and values from their latents.

@@ -27,8 +27,7 @@ class Requests(Engine):
     def read(self, prompts: Prompts) -> None:
         """Steps of the engine until every prompt has its first token."""
         engine = self._llm.engine
-        for request in self._open:
-            engine.abort(request)
+        self._give_up()
         params = SamplingParams(temperature=0, max_tokens=ANSWER * 8, ignore_eos=True)
         requests = self._llm.prompts.requests(prompts, params)
         self._prompts_read, self._open = prompts, [request.id for request in requests]
@@ -48,8 +47,15 @@ class Requests(Engine):
 
     def complete(self, prompts: Prompts, count: int) -> None:
         """LLM.generate."""
+        self._give_up()
         done = self._llm.generate(prompts, temperature=0, max_tokens=count, ignore_eos=True)
         assert all(len(completion.tokens) == count for completion in done)
+
+    def _give_up(self) -> None:
+        """Forget the prompts of `read`, whose answers are still being written."""
+        for request in self._open:
+            self._llm.engine.abort(request)
+        self._open = []
 
     def cache_bytes(self) -> float | None:
         """Of the pool of pages, by the tokens they hold."""
@@ -58,7 +64,7 @@ class Requests(Engine):
 
 
 class Passes(Requests):
-    """The engine's runner alone: tokens in, scores and the largest of them out."""
+    """The engine's runner alone: tokens in, scores out, as with llama.cpp."""
 
     def __init__(self, folder: str, kind: str, threads: int, sequences: int, length: int):
         super().__init__(folder, kind, threads, sequences, length)
@@ -82,7 +88,7 @@ class Passes(Requests):
 
     @torch.inference_mode()
     def _pass(self, pieces: Prompts) -> None:
-        """Read a piece of each sequence; scores, and the likeliest token, behind each."""
+        """Read a piece of each sequence; scores behind each."""
         readings, last, end = [], [], 0
         for i, piece in enumerate(pieces):
             pages = range(1 + i * self._each, 1 + (i + 1) * self._each)
@@ -91,4 +97,4 @@ class Passes(Requests):
             end += len(piece)
             last.append(end - 1)
         hidden = self._runner.hidden(readings)
-        self._runner.logits(hidden[last]).argmax(-1)
+        self._runner.logits(hidden if end == len(last) else hidden[last])

@@ -180,11 +180,11 @@ def test_a_cache_of_integers_gives_about_what_one_of_floats_gives(model, fixed):
         assert (torch.cat(parts) - full).norm() < 0.02 * full.norm()
 
 
-def test_a_page_of_integers_takes_two_bytes_more_a_token(model):
+def test_a_page_of_integers_takes_four_bytes_more_a_token(model):
     cache = paged(model, dtype=torch.int8)
     layers = model.config.num_hidden_layers
     page = PagedCache.bytes_per_page(model.config, layers, torch.int8)
-    assert page == layers * 64 * (12 + 8 + 2)
+    assert page == layers * 64 * (12 + 8 + 4)
     assert cache.pool.nbytes == NUM_PAGES * page
 
 

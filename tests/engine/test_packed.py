@@ -1,4 +1,4 @@
-"""The packed file beside a model folder: made once, mapped afterwards, remade when it is outdated."""
+"""The packed file beside a model folder: made once, then mapped, remade when it is outdated."""
 
 import os
 from pathlib import Path
@@ -94,6 +94,6 @@ def test_another_precision_is_another_file(folder: Path) -> None:
 def test_a_broken_folder_is_told(folder: Path) -> None:
     for shard in folder.glob("*.safetensors"):
         shard.unlink()
-    with pytest.raises(CheckpointError, match="no weights|not in this folder"):
+    with pytest.raises(CheckpointError, match=r"no weights|not in this folder"):
         LLM(folder)
     assert not list(folder.glob("packed*"))

@@ -154,18 +154,18 @@ KINDS = [torch.float32, torch.bfloat16, torch.int8]
 BOUND = {torch.float32: 2e-6, torch.bfloat16: 1e-2, torch.int8: 1e-2}
 
 
-def pool_of(rows, dtype):
+def pool_of(rows, dtype, rank):
     """Rows (N, 64, W) as pages of a kind."""
     if dtype != torch.int8:
         return rows.to(dtype)
     num_pages, _, width = rows.shape
-    pages = torch.zeros(num_pages, PAGE * width + 2 * PAGE, dtype=torch.int8)
-    append_integers(pages, torch.arange(num_pages * PAGE), rows.flatten(0, 1), width)
+    pages = torch.zeros(num_pages, PAGE * width + 4 * PAGE, dtype=torch.int8)
+    append_integers(pages, torch.arange(num_pages * PAGE), rows.flatten(0, 1), rank)
     return pages
 
 
-def floats_of(pages, width):
-    return dequantize(pages, width) if pages.dtype == torch.int8 else pages.float()
+def floats_of(pages, width, rank):
+    return dequantize(pages, width, rank) if pages.dtype == torch.int8 else pages.float()
 
 
 def attend(q, pages, tables, starts, counts, scale, rank):
@@ -175,7 +175,7 @@ def attend(q, pages, tables, starts, counts, scale, rank):
     return native_attention(twin(pages), q, pages, extents, scale, rank)
 
 
-def random_case(seed, heads, width, spans, dtype):
+def random_case(seed, heads, width, rank, spans, dtype):
     """Queries, pages that hold nan wherever nobody has written, and tables."""
     make = torch.Generator().manual_seed(seed)
     tables = tables_for([start + count for start, count in spans], seed)
@@ -185,7 +185,7 @@ def random_case(seed, heads, width, spans, dtype):
         own[: start + count] = torch.randn(start + count, width, generator=make)
         rows[table] = own.view(-1, PAGE, width)
     q = torch.randn(sum(count for _, count in spans), heads, width, generator=make)
-    return q, pool_of(rows, dtype), tables
+    return q, pool_of(rows, dtype, rank), tables
 
 
 @pytest.mark.usefixtures("twins")
@@ -199,12 +199,12 @@ def random_case(seed, heads, width, spans, dtype):
 )
 def test_the_native_twin_is_the_reference(dtype, heads, rank, rope, spans, seed):
     width = rank + rope
-    q, pages, tables = random_case(seed, heads, width, spans, dtype)
+    q, pages, tables = random_case(seed, heads, width, rank, spans, dtype)
     starts, counts = zip(*spans, strict=True)
     found = attend(q, pages, tables, starts, counts, width**-0.5, rank)
     positions = [start + i for start, count in spans for i in range(count)]
     each = [table for table, count in zip(tables, counts, strict=True) for _ in range(count)]
-    expected = reference(q, floats_of(pages, width), each, positions, width**-0.5, rank)
+    expected = reference(q, floats_of(pages, width, rank), each, positions, width**-0.5, rank)
     assert (found - expected).norm() <= BOUND[dtype] * expected.norm()
     if dtype == torch.bfloat16:  # in a model of BF16
         assert torch.equal(
@@ -222,7 +222,7 @@ def test_bits_of_a_query_do_not_depend_on_company_heads_or_threads(
     width = rank + rope
     spans = [(0, 70), (250, 40), (63, 1), (64, 2), (130, 3)]
     starts, counts = zip(*spans, strict=True)
-    q, pages, tables = random_case(1, heads, width, spans, dtype)
+    q, pages, tables = random_case(1, heads, width, rank, spans, dtype)
     threads(1)
     together = attend(q, pages, tables, starts, counts, 0.1, rank)
     threads(5)
@@ -242,7 +242,7 @@ def test_bits_of_a_query_do_not_depend_on_company_heads_or_threads(
 @pytest.mark.usefixtures("twins")
 @pytest.mark.parametrize("dtype", KINDS)
 def test_huge_scores_do_not_overflow_natively(dtype):
-    q, pages, tables = random_case(2, 3, 40, [(0, 70), (200, 1)], dtype)
+    q, pages, tables = random_case(2, 3, 40, 30, [(0, 70), (200, 1)], dtype)
     assert attend(q * 1e8, pages, tables, [0, 200], [70, 1], 1e4, 30).isfinite().all()
 
 
@@ -253,10 +253,10 @@ def test_a_nan_is_seen_from_its_position_on_and_not_by_others(dtype):
     rows[1, 10, 5] = torch.nan  # position 74 of the first table below
     q = torch.randn(234, 2, 40, generator=torch.Generator().manual_seed(4))
     tables = [[0, 1, 2], [3, 4, 5]]
-    found = attend(q, pool_of(rows, dtype), tables, [74, 0], [86, 148], 0.2, 30)
+    found = attend(q, pool_of(rows, dtype, 30), tables, [74, 0], [86, 148], 0.2, 30)
     assert found[:86, :, 5].isnan().all()
     assert found[86:].isfinite().all()
-    found = attend(q[:74], pool_of(rows, dtype), tables, [0], [74], 0.2, 30)
+    found = attend(q[:74], pool_of(rows, dtype, 30), tables, [0], [74], 0.2, 30)
     assert found.isfinite().all()
 
 
@@ -268,13 +268,17 @@ def test_a_nan_is_seen_from_its_position_on_and_not_by_others(dtype):
 def test_integers_are_within_half_a_step_of_what_they_stand_for(width, power, seed):
     latents = torch.randn(80, width, generator=torch.Generator().manual_seed(seed)) * 2.0**power
     latents[3] = 0
-    integers, scale = quantize(latents)
+    rank = width * 3 // 4
+    latents[:, rank:] *= 16
+    integers, scales = quantize(latents, rank)
     assert integers.abs().max() <= 127
-    highest = latents.abs().amax(-1)
-    # The scale is a 127th of the row's greatest number, rounded up to 8 bits.
-    assert (scale.float() * 127 <= highest * (1 + 2**-7) + 127 * 2.0**-133).all()
-    error = (integers * scale.float()[:, None] - latents).abs()
-    assert (error <= scale.float()[:, None] * 0.5001).all()
+    counts = torch.tensor([rank, width - rank])
+    scale = scales.float().repeat_interleave(counts, -1)
+    parts = [part.abs().amax(-1) for part in latents.tensor_split([rank], 1) if part.shape[1]]
+    highest = torch.stack(parts, 1).repeat_interleave(counts[counts > 0], -1)
+    # A scale is a 127th of its part's greatest number, rounded up to 8 bits.
+    assert (scale * 127 <= highest * (1 + 2**-7) + 127 * 2.0**-133).all()
+    assert ((integers * scale - latents).abs() <= scale * 0.5001).all()
 
 
 @pytest.mark.usefixtures("twins")
@@ -284,12 +288,15 @@ def test_native_integers_are_those_of_torch(width, power, seed):
     latents = torch.randn(50, width, generator=draw) * 2.0**power
     latents[7], latents[8, 0], latents[9, -1] = 0, torch.nan, -torch.inf
     places = torch.randperm(4 * PAGE, generator=draw)[:50]
-    ours, theirs = (torch.zeros(4, PAGE * width + 2 * PAGE, dtype=torch.int8) for _ in range(2))
-    append_integers(ours, places, latents, width)
+    ours, theirs = (torch.zeros(4, PAGE * width + 4 * PAGE, dtype=torch.int8) for _ in range(2))
+    rank = width * 3 // 4
+    append_integers(ours, places, latents, rank)
     with reference_only():
-        append_integers(theirs, places, latents, width)
+        append_integers(theirs, places, latents, rank)
     exactly = {"rtol": 0, "atol": 0, "equal_nan": True}
-    torch.testing.assert_close(dequantize(ours, width), dequantize(theirs, width), **exactly)
-    (rows, scales), (integers, scale) = rows_and_scales(ours, width), quantize(latents)
+    torch.testing.assert_close(
+        dequantize(ours, width, rank), dequantize(theirs, width, rank), **exactly
+    )
+    (rows, scales), (integers, scale) = rows_and_scales(ours, width), quantize(latents, rank)
     assert torch.equal(rows.flatten(0, 1)[places], integers)
-    torch.testing.assert_close(scales.flatten()[places], scale, **exactly)
+    torch.testing.assert_close(scales.flatten(0, 1)[places], scale, **exactly)
