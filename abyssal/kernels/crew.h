@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <atomic>
 
+#include "rows.h"
 #include "stack.h"
 #include "team.h"
 
@@ -63,49 +64,14 @@ inline void project(const Crew& crew, const Mat& w, const Act& x, long rows, flo
 
 // out = x / sqrt(mean(x^2) + eps) * weight
 inline void norm_row(const float* x, const float* weight, long n, float eps, float* out) {
-  vf sum{};
-  for (long i = 0; i < n; i += VF) {
-    vf v = load_n(x + i, std::min<long>(VF, n - i));
-    sum = fma(v, v, sum);
-  }
-  const vf scale = set1(1.f / std::sqrt(hsum(sum) / (float)n + eps));
-  for (long i = 0; i < n; i += VF) {
-    const long some = std::min<long>(VF, n - i);
-    store_n(out + i, load_n(x + i, some) * scale * load_n(weight + i, some), some);
-  }
+  scale_row(x, weight, rms_scale(x, n, eps), out, n);
 }
 
-// gate = silu(gate) * up
-inline void swiglu_row(float* gate, const float* up, long n) {
-  for (long i = 0; i < n; i += VF) {
-    const long some = std::min<long>(VF, n - i);
-    const vf g = load_n(gate + i, some);
-    store_n(gate + i, g / (vexp(-g) + 1.f) * load_n(up + i, some), some);
-  }
-}
-
-// Pairs (x0, x1), (x2, x3), ... by their angles: all first halves, then all second ones.
-inline void turn_row(const float* x, const float* cosine, const float* sine, long rope,
-                     float* out) {
-  for (long i = 0; i < rope / 2; i++) {
-    const float a = x[2 * i], b = x[2 * i + 1];
-    out[i] = a * cosine[i] - b * sine[i];
-    out[rope / 2 + i] = b * cosine[i] + a * sine[i];
-  }
-}
-
-inline void add_row(float* x, const float* y, long n) {
-  for (long i = 0; i < n; i += VF) {
-    const long some = std::min<long>(VF, n - i);
-    store_n(x + i, load_n(x + i, some) + load_n(y + i, some), some);
-  }
-}
-
+// x += scale * y
 inline void add_scaled_row(float* x, float scale, const float* y, long n) {
-  for (long i = 0; i < n; i += VF) {
-    const long some = std::min<long>(VF, n - i);
-    store_n(x + i, fma(set1(scale), load_n(y + i, some), load_n(x + i, some)), some);
-  }
+  for_vectors(n, [&](long i, auto lanes) {
+    put(x + i, fma(set1(scale), get(y + i, lanes), get(x + i, lanes)), lanes);
+  });
 }
 
 }  // namespace ab

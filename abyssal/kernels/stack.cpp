@@ -135,7 +135,7 @@ void norm_rows(const Crew& crew, const Model& model, const float* x, const float
 // x (T, D) += y (T, Dp)
 void add_rows(const Crew& crew, float* x, const float* y, long T, long D) {
   const Share mine = crew.rows(T);
-  for (long t = mine.begin; t < mine.end; t++) add_row(x + t * D, y + t * round_up(D, 16), D);
+  for (long t = mine.begin; t < mine.end; t++) add_row(x + t * D, y + t * round_up(D, 16), x + t * D, D);
 }
 
 // What a thread works on: its rows, and what all share.

@@ -48,8 +48,8 @@ inline void project_down(const Crew& crew, const Model& model, const Pass& pass,
     const float* latent = work.latent + t * Wp;
     const long angle = pass.position[t] * (model.rope / 2);
     norm_row(latent, layer.kv_norm, model.latent, (float)model.latent_eps, normed);
-    turn_row(latent + model.latent, model.cosine + angle, model.sine + angle, model.rope,
-             normed + model.latent);
+    rotate_row(latent + model.latent, model.cosine + angle, model.sine + angle,
+               normed + model.latent, model.rope / 2);
     latent_append(pass.pool, number, pass.slot[t] / LATENT_PAGE, pass.slot[t] % LATENT_PAGE,
                   normed);
   }
@@ -74,8 +74,8 @@ inline void absorb(const Model& model, const Pass& pass, const Layer& layer, lon
     float* q = work.absorbed + (t * H + h) * W;
     std::memcpy(q, out + (t - begin) * Cp, C * sizeof(float));
     const long angle = pass.position[t] * (R / 2);
-    turn_row(work.q + t * ldq + h * (N + R) + N, model.cosine + angle, model.sine + angle, R,
-             q + C);
+    rotate_row(work.q + t * ldq + h * (N + R) + N, model.cosine + angle, model.sine + angle, q + C,
+               R / 2);
   }
 }
 
@@ -211,7 +211,7 @@ inline void attend_unfolded(Crew& crew, const Model& model, const Pass& pass,
     for (long h = 0; h < H; h++) {
       const float* q = work.q + t * ldq + h * (N + R);
       bf16* to = work.turned + (i * H + h) * (N + R);
-      turn_row(q + N, model.cosine + angle, model.sine + angle, R, turned);
+      rotate_row(q + N, model.cosine + angle, model.sine + angle, turned, R / 2);
       for (long j = 0; j < N; j++) to[j] = to_bf16(q[j]);
       for (long j = 0; j < R; j++) to[N + j] = to_bf16(turned[j]);
     }

@@ -100,7 +100,7 @@ inline void run_piece(const Model& model, const Layer& layer, long T, const Piec
   Rows& middle = work.gathered[thread];
   middle.kp = round_up(F, 64);
   for (long i = 0; i < rows; i++) {
-    swiglu_row(gate + i * Fp, up + i * Fp, F);
+    swiglu_row(gate + i * Fp, up + i * Fp, gate + i * Fp, F);
     prepare_forms(middle, i, gate + i * Fp, F, form(feed.down));
   }
   const long Dp = round_up(model.hidden, 16);
@@ -128,8 +128,10 @@ inline void share_pieces(const Crew& crew, const Model& model, const Layer& laye
     linear(feed.gate, x, 0, rows, mine.begin, mine.end, gate, Fp);
     linear(feed.up, x, 0, rows, mine.begin, mine.end, up, Fp);
     const long begin = mine.begin * 16, end = std::min<long>(mine.end * 16, feed.gate.n);
-    for (long i = 0; i < rows; i++)
-      swiglu_row(gate + i * Fp + begin, up + i * Fp + begin, end - begin);
+    for (long i = 0; i < rows; i++) {
+      float* row = gate + i * Fp + begin;
+      swiglu_row(row, up + i * Fp + begin, row, end - begin);
+    }
   });
   crew.wait();
   each([&](const Piece& piece, const Feed& feed, long rows) {
@@ -152,7 +154,7 @@ inline void add_experts(const Crew& crew, const Model& model, const Layer& layer
   for (long t = mine.begin; t < mine.end; t++) {
     for (long k = 0; k < K; k++)
       add_scaled_row(x + t * D, work.weight[t * K + k], work.y + work.row[t * K + k] * Dp, D);
-    if (layer.dense.gate.n) add_row(x + t * D, work.y + (T * K + t) * Dp, D);
+    if (layer.dense.gate.n) add_row(x + t * D, work.y + (T * K + t) * Dp, x + t * D, D);
   }
 }
 

@@ -7,6 +7,7 @@ of steps are timed behind one reading. `complete` is its public call, with every
 import json
 import random
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,7 +15,7 @@ Prompts = list[list[int]]
 FEWEST = 3  # samples of a turn, unless one takes seconds
 
 
-class Engine:
+class Engine(ABC):
     """The base of all engines: a subclass has the work, this has the clock."""
 
     def __init__(self, folder: str):
@@ -23,21 +24,21 @@ class Engine:
 
     # An engine's own
 
+    @abstractmethod
     def read(self, prompts: Prompts) -> None:
         """Forget everything and read these, up to the scores behind each."""
-        raise NotImplementedError
 
     def step(self) -> None:
         """One more token of every prompt."""
-        raise NotImplementedError
+        raise TypeError(f"{type(self).__name__} is timed in another way")
 
     def rewind(self) -> None:
         """Back to the end of the prompts."""
-        raise NotImplementedError
+        raise TypeError(f"{type(self).__name__} is timed in another way")
 
     def complete(self, prompts: Prompts, count: int) -> None:
         """`count` tokens behind each prompt, by the call that a user would make."""
-        raise NotImplementedError
+        raise TypeError(f"{type(self).__name__} is timed in another way")
 
     def cache_bytes(self) -> float | None:
         """What one token of context takes in all layers; None if the engine does not tell."""

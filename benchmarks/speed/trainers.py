@@ -5,6 +5,7 @@ loss is added, for the peers have none.
 """
 
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 
 import torch
@@ -15,7 +16,7 @@ RATE = 1e-4
 WARM = 2  # steps before any is timed; compilation is in them
 
 
-class Trainer:
+class Trainer(ABC):
     """A step to repeat, on the same random tokens."""
 
     def __init__(self, model: str, threads: int, rows: int, length: int):
@@ -42,8 +43,9 @@ class Trainer:
 
         return {"peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024.0}
 
+    @abstractmethod
     def _build(self) -> Callable[[], object]:
-        raise NotImplementedError
+        """Make the model and its optimizer; what comes back takes one step."""
 
 
 class Abyssal(Trainer):
