@@ -43,7 +43,7 @@ class Passes:
     def logits(self, tokens: Sequence[int]) -> torch.Tensor:
         """Scores (T, W) of the token after each of these, decoded one by one."""
         steps = [
-            self._runner.hidden([Reading([token], self._pages, place)])
+            self._runner.read([Reading([token], self._pages, place)]).hidden
             for place, token in enumerate(tokens)
         ]
         return self._runner.logits(torch.cat(steps))

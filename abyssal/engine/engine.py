@@ -11,7 +11,6 @@ import logging
 import time
 from collections.abc import Sequence
 from contextlib import nullcontext
-from itertools import accumulate
 from typing import NamedTuple
 
 import torch
@@ -172,20 +171,21 @@ class Engine:
     def _run(self, step: Step) -> list[Delta]:
         """The pass, the draws, the text and the next drafts of a step."""
         self._cache.copy(step.copies)
-        hidden = self._runner.hidden([_reading(entry) for entry in step.entries])
-        ends = accumulate(entry.count for entry in step.entries)
         deltas: list[Delta] = []
-        turns = []
-        for entry, end in zip(step.entries, ends, strict=True):
-            answer = self._answers[entry.live.request.id]
-            first = end - entry.count
-            if answer.request.params.prompt_logprobs is not None:
-                self._score_prompt(answer, entry, hidden[first:end])
-            try:
-                turns.append(_Turn(entry, answer, first, _rows(entry, answer)))
-            except Exception as problem:  # noqa: BLE001 - see the module's docstring
-                deltas.append(self._fail(answer, problem))
-        deltas += self._draw_all(turns, hidden)
+        turns = self._turns(step.entries, deltas)
+        if not turns:
+            return deltas
+        scored = [
+            turn.first + turn.entry.count - 1 - len(turn.entry.live.drafts) + i
+            for turn in turns
+            for i in range(len(turn.rows))
+        ]
+        hidden, logits = self._runner.read([_reading(turn.entry) for turn in turns], scored)
+        for turn in turns:
+            if turn.answer.request.params.prompt_logprobs is not None:
+                rows = hidden[turn.first : turn.first + turn.entry.count]
+                self._score_prompt(turn.answer, turn.entry, rows)
+        deltas += self._draw_all(turns, logits)
         if self._drafter:
             going = [turn for turn in turns if turn.entry.live.request.id in self._answers]
             if going:
@@ -193,17 +193,23 @@ class Engine:
                 self._drafter.propose(pairs, [turn.first for turn in going], hidden, self._guess)
         return deltas
 
-    def _draw_all(self, turns: list[_Turn], hidden: Tensor) -> list[Delta]:
-        """Draw for every turn that asks for it, and commit them all."""
-        places = [
-            turn.first + turn.entry.count - 1 - len(turn.entry.live.drafts) + i
-            for turn in turns
-            for i in range(len(turn.rows))
-        ]
-        choices: list[Choice | Exception] = []
-        if places:
-            rows = [row for turn in turns for row in turn.rows]
-            choices = self._draw(self._runner.logits(hidden[places]), rows)
+    def _turns(self, entries: Sequence[Entry], deltas: list[Delta]) -> list[_Turn]:
+        """What there is to draw behind each entry; who has no row to draw ends in `deltas`."""
+        turns: list[_Turn] = []
+        first = 0
+        for entry in entries:
+            answer = self._answers[entry.live.request.id]
+            try:
+                turns.append(_Turn(entry, answer, first, _rows(entry, answer)))
+                first += entry.count
+            except Exception as problem:  # noqa: BLE001 - see the module's docstring
+                deltas.append(self._fail(answer, problem))
+        return turns
+
+    def _draw_all(self, turns: list[_Turn], logits: Tensor) -> list[Delta]:
+        """Draw from logits (S, W), a row for each draw due, and commit every turn."""
+        rows = [row for turn in turns for row in turn.rows]
+        choices = self._draw(logits, rows) if rows else []
         deltas: list[Delta] = []
         for turn in turns:
             mine, choices = choices[: len(turn.rows)], choices[len(turn.rows) :]

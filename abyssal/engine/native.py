@@ -4,7 +4,6 @@ T tokens of a pass    S sequences    D hidden_size    W vocab_size    E n_routed
 """
 
 from collections.abc import Iterator, Sequence
-from operator import add
 from pathlib import Path
 
 import torch
@@ -14,7 +13,7 @@ from abyssal.config import ModelConfig
 from abyssal.engine import packed
 from abyssal.engine.cache import PagedCache
 from abyssal.engine.pages import PAGE
-from abyssal.engine.runner import HEAD_NUMBERS, Reading
+from abyssal.engine.runner import HEAD_NUMBERS, Passed, Reading
 from abyssal.kernels.stack import Plan, Stack
 from abyssal.model.rope import cos_sin, softmax_scale
 from abyssal.model.transformer import DeepSeekV3
@@ -43,10 +42,15 @@ class NativeRunner:
         num_moe = sum(config.is_moe(layer) for layer in range(config.num_hidden_layers))
         self.expert_load = torch.zeros(num_moe, config.n_routed_experts, dtype=torch.int64)
 
-    def hidden(self, readings: Sequence[Reading]) -> Tensor:
-        """Hidden states (T, D) of these tokens, in their order; their latents are cached."""
-        passes = [self._run(some, None) for some in _passes(readings)]
-        return passes[0] if len(passes) == 1 else torch.cat(passes)
+    def read(self, readings: Sequence[Reading], scored: Sequence[int] = ()) -> Passed:
+        """Hidden states of these tokens, in their order, and what follows those in rows `scored`.
+
+        Their latents are cached.
+        """
+        if _num_tokens(readings) <= PASS_TOKENS:
+            return self._run(readings, None, scored)
+        hidden = torch.cat([self._run(some, None).hidden for some in _passes(readings)])
+        return Passed(hidden, self.logits(hidden[list(scored)]))
 
     def ahead(self, readings: Sequence[Reading], hidden: Tensor) -> Tensor:
         """Hidden states (T, D) of the MTP module: hidden (T, D) joined with these tokens.
@@ -56,7 +60,7 @@ class NativeRunner:
         passes, first = [], 0
         for some in _passes(readings):
             count = sum(len(reading.tokens) for reading in some)
-            passes.append(self._run(some, hidden[first : first + count].contiguous()))
+            passes.append(self._run(some, hidden[first : first + count].contiguous()).hidden)
             first += count
         return passes[0] if len(passes) == 1 else torch.cat(passes)
 
@@ -70,11 +74,22 @@ class NativeRunner:
         for piece in hidden.split(rows):
             yield self.logits(piece)
 
-    def _run(self, readings: Sequence[Reading], before: Tensor | None) -> Tensor:
-        plan = _plan(readings)
-        self._reach(max(map(add, plan.start, plan.rows)))
+    def _run(
+        self, readings: Sequence[Reading], before: Tensor | None, scored: Sequence[int] = ()
+    ) -> Passed:
+        plan = Plan([], [], [], [], list(scored))
+        longest = 0
+        for tokens, pages, start in readings:
+            end = start + len(tokens)
+            longest = max(longest, end)
+            plan.token.extend(tokens)
+            plan.rows.append(len(tokens))
+            plan.start.append(start)
+            plan.pages.extend(pages[: (end - 1) // PAGE + 1])
+        self._reach(longest)
         met = self.expert_load if before is None else None
-        return self.stack.run(plan, self.cache.pool, before=before, met=met, absorbed=self.fixed)
+        pool, fixed = self.cache.pool, self.fixed
+        return Passed(*self.stack.run(plan, pool, before=before, met=met, absorbed=fixed))
 
     def _reach(self, length: int) -> None:
         """Have the angles of all positions below `length`, and of some more."""
@@ -84,25 +99,13 @@ class NativeRunner:
         self.stack.set_angles(*cos_sin(self.stack.config, more))
 
 
-def _plan(readings: Sequence[Reading]) -> Plan:
-    """Readings as the kernel wants them. Lists: at one token each they beat arrays by far."""
-    plan = Plan([], [], [], [], [], [], [], [])
-    for tokens, pages, start in readings:
-        end = start + len(tokens)
-        plan.first.append(len(plan.token))
-        plan.rows.append(len(tokens))
-        plan.start.append(start)
-        plan.table.append(len(plan.pages))
-        plan.pages.extend(pages[: (end - 1) // PAGE + 1])
-        plan.token.extend(tokens)
-        plan.position.extend(range(start, end))
-        plan.slot.extend([pages[p // PAGE] * PAGE + p % PAGE for p in range(start, end)])
-    return plan
+def _num_tokens(readings: Sequence[Reading]) -> int:
+    return sum(len(reading.tokens) for reading in readings)
 
 
 def _passes(readings: Sequence[Reading]) -> Iterator[list[Reading]]:
     """Readings in order, PASS_TOKENS tokens at a time; one that is too long goes on in the next."""
-    if sum(len(reading.tokens) for reading in readings) <= PASS_TOKENS:
+    if _num_tokens(readings) <= PASS_TOKENS:
         yield list(readings)
         return
     some: list[Reading] = []

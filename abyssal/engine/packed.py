@@ -10,6 +10,7 @@ read: the second start costs nothing, and processes share it. Packing reads one 
 
 import json
 import logging
+import mmap
 import os
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -29,9 +30,11 @@ from abyssal.kernels.stack import Array, Layers
 from abyssal.model.transformer import DeepSeekV3
 
 FILE = "packed.bin"
-FORMAT = 1  # of the file: raised when a layout changes
+FORMAT = 2  # of the file: raised when a layout changes
 
 _ALIGNMENT = 64
+SMALL_BYTES = 64 << 20  # of a file that is read rather than mapped
+HUGE_PAGE = 2 << 20
 _KINDS = {"f32": Kind.F32, "bf16": Kind.BF16, "int8": Kind.INT8, "int4": Kind.INT4, "fp8": Kind.FP8}
 _FP8_BLOCK = (128, 128)
 
@@ -334,7 +337,7 @@ def _put(file: IO[bytes], array: Array) -> Place:
 def _mapped(path: Path, origin: dict[str, object]) -> dict[str, Block | Array] | None:
     """The arrays of a packed file, or None if it is not what `origin` would give."""
     try:
-        memory = np.memmap(path, np.uint8, mode="r")
+        memory = _memory(path)
     except (OSError, ValueError):  # missing; empty
         return None
     length = int.from_bytes(memory[-8:].tobytes(), "little")
@@ -347,6 +350,27 @@ def _mapped(path: Path, origin: dict[str, object]) -> dict[str, Block | Array] |
     if index["origin"] != origin:
         return None
     return {name: _get_entry(memory, entry) for name, entry in index["arrays"].items()}
+
+
+def _memory(path: Path) -> Array:
+    """The bytes of a file: mapped, or, if it is small, read into pages of 2 MiB.
+
+    A small model's weights stay in the CPU's caches, and then the borders of pages are what holds
+    up a step: across them nothing is fetched ahead.
+    """
+    size = path.stat().st_size
+    if size > SMALL_BYTES or not hasattr(mmap, "MADV_HUGEPAGE"):
+        return np.memmap(path, np.uint8, mode="r")
+    flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
+    pages = mmap.mmap(-1, -(-size // HUGE_PAGE) * HUGE_PAGE + HUGE_PAGE, flags)
+    pages.madvise(mmap.MADV_HUGEPAGE)
+    whole = np.frombuffer(pages, np.uint8)
+    first = -whole.ctypes.data % HUGE_PAGE
+    memory = whole[first : first + size]
+    with path.open("rb") as file:
+        file.readinto(memory.data)
+    memory.flags.writeable = False
+    return memory
 
 
 def _get_entry(memory: Array, entry: list[Any]) -> Block | Array:

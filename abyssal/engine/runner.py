@@ -35,6 +35,13 @@ class Reading(NamedTuple):
     start: int
 
 
+class Passed(NamedTuple):
+    """What comes of tokens that were read."""
+
+    hidden: Tensor  # (T, D), normed
+    logits: Tensor  # (S, W) float32 on the CPU, behind each row that was asked for
+
+
 class Runner:
     """A model and its cache; everything here is tensors, and nobody here knows of requests."""
 
@@ -45,15 +52,21 @@ class Runner:
         num_moe = sum(config.is_moe(layer) for layer in range(config.num_hidden_layers))
         self.expert_load = torch.zeros(num_moe, config.n_routed_experts, dtype=torch.int64)
 
-    def hidden(self, readings: Sequence[Reading]) -> Tensor:
-        """Hidden states (T, D) of these tokens, in their order; their latents are cached."""
+    def read(self, readings: Sequence[Reading], scored: Sequence[int] = ()) -> Passed:
+        """Hidden states of these tokens, in their order, and what follows those in rows `scored`.
+
+        Their latents are cached.
+        """
         passes = []
         for batch, extents, real in self._passes(readings):
             self.cache.begin(extents)
             output = self.model(batch, self.cache)
             self._count(output.routings, real)
             passes.append(output.hidden[:real])
-        return passes[0] if len(passes) == 1 else torch.cat(passes)
+        hidden = passes[0] if len(passes) == 1 else torch.cat(passes)
+        rows = hidden[list(scored)]
+        no_logits = torch.empty(0, self.model.config.vocab_size)
+        return Passed(hidden, self.logits(rows) if scored else no_logits)
 
     def ahead(self, readings: Sequence[Reading], hidden: Tensor) -> Tensor:
         """Hidden states (T, D) of the MTP module: hidden (T, D) joined with these tokens.

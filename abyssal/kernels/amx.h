@@ -140,6 +140,8 @@ inline void two_by(long K, const Left<T>& left, const T* B, long panel, S* C, lo
   if (NP > 1) _tile_stored(3, D + 16, out);
 }
 
+constexpr long FEW = 4;  // rows
+
 // Up to 32 rows over all panels.
 template <class T, class S>
 inline void rows_by(long rows, long N, long K, const Left<T>& left, const T* B, long panel, S* C,
@@ -155,6 +157,10 @@ inline void rows_by(long rows, long N, long K, const Left<T>& left, const T* B, 
     return;
   }
   shape((int)rows, (int)rows);
+  // With so few rows memory is the limit, and it gives most where it is read from end to end.
+  if (rows <= FEW)
+    for (; n < N; n += 16)
+      one_by<1>(K, left, B + n / 16 * panel, panel, C + n, ldc, accumulate);
   for (; n + 64 <= N; n += 64)
     one_by<4>(K, left, B + n / 16 * panel, panel, C + n, ldc, accumulate);
   const T* rest = B + n / 16 * panel;

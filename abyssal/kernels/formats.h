@@ -1,7 +1,7 @@
 // Weight matrices in their five precisions, packed into panels, and the activations they meet.
 //
-// A matrix has N outputs and K inputs, filled up with zeros to Np (a multiple of 16) and Kp (of 64,
-// but K itself in F32). A panel holds 16 outputs and all inputs; panels follow one another:
+// A matrix has N outputs and K inputs, filled up with zeros to Np (a multiple of 16) and Kp (of 64
+// or, in BF16, of 32; K itself in F32). A panel holds 16 outputs and all inputs; panels follow one another:
 //
 //     F32, BF16   the panels of gemm.h
 //     INT8        (k, n) at ((k / 4) * 16 + n % 16) * 4 + k % 4: 64 inputs are a tile of 1 KiB

@@ -109,12 +109,25 @@ inline void widen_row(const int8_t* x, long n, bf16* out) {
   for (long i = 0; i < n; i++) out[i] = (bf16)(bits_as<uint32_t>((float)x[i]) >> 16);
 }
 
-inline void copy_row(const bf16* x, long n, bf16* out) {
-  for (; n >= VF; n -= VF, x += VF, out += VF) std::memcpy(out, x, VF * 2);
-  for (long i = 0; i < n; i++) out[i] = x[i];
+// A row of n numbers, filled up with zeros to `width`.
+inline void copy_row(const bf16* x, long n, bf16* out, long width) {
+#if defined(__AVX512BW__)
+  for (long i = 0; i < width; i += 32) {
+    const long some = std::clamp(n - i, 0L, 32L);
+    const __mmask32 mask = (__mmask32)((1ull << some) - 1);
+    _mm512_mask_storeu_epi16(out + i, (__mmask32)((1ull << std::min(32L, width - i)) - 1),
+                             _mm512_maskz_loadu_epi16(mask, x + i));
+  }
+#else
+  std::memcpy(out, x, n * sizeof(bf16));
+  std::memset(out + n, 0, (width - n) * sizeof(bf16));
+#endif
 }
 
-inline void copy_row(const float* x, long n, float* out) { std::memcpy(out, x, n * 4); }
+inline void copy_row(const float* x, long n, float* out, long width) {
+  std::memcpy(out, x, n * sizeof(float));
+  std::memset(out + n, 0, (width - n) * sizeof(float));
+}
 
 inline void mm(long M, long N, long K, const float* A, long lda, const float* B, long panel,
                float* C, long ldc, bool accumulate) {
@@ -336,18 +349,18 @@ class Pass {
     if (in_place_) return {reinterpret_cast<const T*>(page), W};
     for (long t = 0; t < tokens; t++) {
       T* row = copy_ + (at + t) * copied_;
-      for (long w = W; w < copied_; w++) row[w] = 0;
       if constexpr (NARROW) {
         if (pool_.kind == LATENT_INT8) {
           const RowScale scale(reinterpret_cast<const bf16*>(page + LATENT_PAGE * W) + 2 * t);
           token_scale_[at + t] = scale.whole;
           const int8_t* integers = reinterpret_cast<const int8_t*>(page) + t * W;
+          for (long w = W; w < copied_; w++) row[w] = 0;
           widen_row(integers, pool_.C, row);
           for (long w = pool_.C; w < W; w++) row[w] = to_bf16((float)integers[w] * scale.rotary);
           continue;
         }
       }
-      copy_row(reinterpret_cast<const T*>(page) + t * W, W, row);
+      copy_row(reinterpret_cast<const T*>(page) + t * W, W, row, copied_);
     }
     return {copy_ + at * copied_, copied_};
   }
@@ -361,7 +374,7 @@ class Pass {
     Latents<T>& last = tiles_[(at + count) / TILE];
     if (in_place_) {
       for (long t = 0; t < some; t++)
-        copy_row(last.rows + t * in.stride, columns_, copy_ + t * copied_);
+        copy_row(last.rows + t * in.stride, columns_, copy_ + t * copied_, copied_);
       last = {copy_, copied_};
     }
     const long from = last.rows - copy_ + some * copied_;

@@ -10,7 +10,8 @@ block by block, as in DeepSeek-V3 (arXiv 2412.19437), section 3.3.2. ``reference
 definition, on weights as they are stored; ``pack`` lays them out for the native kernel, which
 ``linear`` runs.
 
-    T tokens    N output size    K input size    G = 64    Np, Kp: N up to 16, K up to 64
+    T tokens    N output size    K input size    G = 64    Np: N up to 16
+    Kp: K up to 64, or 32 in BF16
 """
 
 import ctypes
@@ -39,6 +40,8 @@ class Kind(IntEnum):
     INT4 = 3
     FP8 = 4
 
+
+_STEPS = {Kind.F32: 1, Kind.BF16: 32}  # inputs are filled up to these, or else to GROUP
 
 _DTYPES = {
     Kind.F32: torch.float32,
@@ -90,7 +93,7 @@ class Packed:
 
 def empty(kind: Kind, n: int, k: int, *stack: int) -> Packed:
     """Room for a matrix (N, K), or for a stack of them."""
-    kp, np_ = k if kind is Kind.F32 else _up(k, GROUP), _up(n, LANES)
+    kp, np_ = _up(k, _STEPS.get(kind, GROUP)), _up(n, LANES)
     scale: tuple[int, ...] | None = None
     match kind:
         case Kind.INT8:

@@ -16,13 +16,14 @@ struct RowWork {
   Buffer<float> x, weight;
   Buffer<int32_t> chosen, row, token, start;
   Buffer<Piece> piece;
-  RowsBuffer input, low, heads;
+  RowsBuffer input, low, heads, head;
   long pieces = 0;
 };
 
 // Everything a pass writes on its way; it stays for the next pass of the same stack.
 struct Work {
   std::vector<RowWork> rows;
+  Buffer<int32_t> first, table, position, slot;
   Buffer<float> y, logits, gate, up, experts;
   Buffer<float> down, latent, q, mixed, absorbed, sum;
   Buffer<bf16> turned, kv, k_rope;
@@ -144,7 +145,7 @@ struct Bench {
   const Needs& needs;
   AttentionWork attention;
   ExpertWork experts;
-  Rows input, heads;
+  Rows input, heads, head;
   float *x, *y;
 };
 
@@ -211,6 +212,26 @@ void start_ahead(const Crew& crew, const Model& model, const Pass& pass, Rows bo
     std::memcpy(at.x + t * D, at.y + t * Dp, D * sizeof(float));
 }
 
+// Rows of the pass, normed, and the scores of those that are asked for.
+void finish(const Crew& crew, const Model& model, const Pass& pass, const float* norm,
+            const Bench& at) {
+  const long D = model.hidden, V = round_up(model.vocab, 16);
+  const Share mine = crew.solo && crew.id ? Share(0, 0, 1) : crew.rows(pass.tokens);
+  for (long t = mine.begin; t < mine.end; t++)
+    norm_row(at.x + t * D, norm, D, (float)model.eps, pass.hidden + t * D);
+  if (!pass.scored) return;
+  crew.gather();
+  const Share some = crew.rows(pass.scored);
+  float* normed = at.work.scratch[crew.id].get(D);
+  Rows head = at.head;
+  for (long i = some.begin; i < some.end; i++) {
+    norm_row(at.x + pass.scored_row[i] * D, norm, D, (float)model.eps, normed);
+    prepare_forms(head, i, normed, D, form(model.head));
+  }
+  crew.gather();
+  project(crew, model.head, head, pass.scored, pass.scores, V);
+}
+
 // One thread's way through a pass.
 void walk(Crew& crew, const Model& model, const Pass& pass, const Bench& at) {
   const long T = pass.tokens, D = model.hidden;
@@ -231,9 +252,7 @@ void walk(Crew& crew, const Model& model, const Pass& pass, const Bench& at) {
       if (layer.router.n && met) met += model.experts;
     }
   }
-  if (crew.solo && crew.id != 0) return;
-  for (long t = mine.begin; t < mine.end; t++)
-    norm_row(at.x + t * D, norm, D, (float)model.eps, pass.hidden + t * D);
+  finish(crew, model, pass, norm, at);
 }
 
 Bench bench(Work& work, RowWork& rows, const Model& model, const Pass& pass, const Needs& needs) {
@@ -248,11 +267,30 @@ Bench bench(Work& work, RowWork& rows, const Model& model, const Pass& pass, con
           expert_work(work, rows, model, T, needs, input),
           input,
           heads,
+          rows.head.get(pass.scored, D, form(model.head)),
           rows.x.get(T * D),
           work.y.get(T * round_up(D, 16))};
 }
 
-void run(const Model& model, const Pass& pass, Work& work) {
+Pass placed(const Given& given, Work& work) {
+  int32_t *first = work.first.get(given.sequences), *table = work.table.get(given.sequences);
+  int32_t *position = work.position.get(given.tokens), *slot = work.slot.get(given.tokens);
+  int32_t row = 0, page = 0;
+  for (long s = 0; s < given.sequences; s++) {
+    first[s] = row;
+    table[s] = page;
+    const int32_t end = given.start[s] + given.count[s];
+    for (int32_t at = given.start[s]; at < end; at++, row++) {
+      position[row] = at;
+      slot[row] = given.pages[page + at / LATENT_PAGE] * LATENT_PAGE + at % LATENT_PAGE;
+    }
+    page += (end + LATENT_PAGE - 1) / LATENT_PAGE;
+  }
+  return {given, first, table, position, slot};
+}
+
+void run(const Model& model, const Given& given, Work& work) {
+  const Pass pass = placed(given, work);
   Needs needs;
   if (pass.before) add_needs(needs, model.ahead->layer);
   for (long i = 0; i < model.layers && !pass.before; i++) add_needs(needs, model.layer[i]);
@@ -283,7 +321,7 @@ extern "C" void ab_stack_free(int64_t work) { delete reinterpret_cast<ab::Work*>
 
 // `model` and `pass` are addresses of the structures of stack.h.
 extern "C" void ab_stack_run(int64_t work, int64_t model, int64_t pass) {
-  ab::run(*reinterpret_cast<ab::Model*>(model), *reinterpret_cast<ab::Pass*>(pass),
+  ab::run(*reinterpret_cast<ab::Model*>(model), *reinterpret_cast<ab::Given*>(pass),
           *reinterpret_cast<ab::Work*>(work));
 }
 
@@ -306,9 +344,9 @@ extern "C" void ab_stack_head(int64_t work, int64_t model, const float* hidden, 
   }
 }
 
-// The sizes of the structures that Python mirrors: Model, Layer, Ahead, Pass, Mat.
+// The sizes of the structures that Python mirrors: Model, Layer, Ahead, Given, Mat.
 extern "C" int64_t ab_stack_sizes(int64_t* sizes) {
-  const int64_t all[] = {sizeof(ab::Model), sizeof(ab::Layer), sizeof(ab::Ahead), sizeof(ab::Pass),
+  const int64_t all[] = {sizeof(ab::Model), sizeof(ab::Layer), sizeof(ab::Ahead), sizeof(ab::Given),
                          sizeof(ab::Mat)};
   std::copy(std::begin(all), std::end(all), sizes);
   return std::size(all);

@@ -53,18 +53,26 @@ struct Model {
   const Ahead* ahead;
 };
 
-struct Pass {
+// What Python says of a pass.
+struct Given {
   int64_t tokens, sequences, threads;
   int64_t absorbed;  // 1: never unfold latents, so that bits do not depend on how a prompt is cut
-  const int32_t *token, *position;  // (T,)
-  const int32_t* slot;              // (T,): where its latent goes, page * 64 + place in the page
-  const int32_t *first, *count, *start;  // (S,): the first row, rows, and position of the first
-  const int32_t* table;                  // (S,): where a sequence's page table begins in
-  const int32_t* pages;                  // all page tables, one after the other
+  const int32_t* token;            // (T,)
+  const int32_t *count, *start;    // (S,): the rows of a sequence, and the position of the first
+  const int32_t* pages;            // those that each sequence fills, one sequence after the other
   LatentPool pool;
   const float* before;  // (T, D): hidden states, what a prediction module starts from
   float* hidden;        // (T, D): what comes out, normed
   int64_t* met;         // (MoE layers, E): tokens that met each expert are added here
+  int64_t scored;       // rows whose scores are wanted:
+  const int32_t* scored_row;  // (scored,)
+  float* scores;              // (scored, vocab rounded up to 16)
+};
+
+// The same with what follows from it.
+struct Pass : Given {
+  const int32_t *first, *table;    // (S,): a sequence's first row, and where its pages begin
+  const int32_t *position, *slot;  // (T,): a token's, and where its latent goes: page * 64 + place
 };
 
 // Memory that grows to the largest use so far; aligned to a line of the caches.

@@ -9,6 +9,7 @@ itself (`DeepSeekV3.forward` over a `PagedCache`), which the tests hold it again
 """
 
 import ctypes
+from array import array
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
@@ -74,13 +75,14 @@ class _Pool(ctypes.Structure):
     ]
 
 
-class _Pass(ctypes.Structure):
+class _Given(ctypes.Structure):
     _fields_ = [
         *((name, _I) for name in ("tokens", "sequences", "threads", "absorbed")),
-        *((name, _P) for name in ("token", "position", "slot")),
-        *((name, _P) for name in ("first", "count", "start", "table", "pages")),
+        *((name, _P) for name in ("token", "count", "start", "pages")),
         ("pool", _Pool),
         *((name, _P) for name in ("before", "hidden", "met")),
+        ("scored", _I),
+        *((name, _P) for name in ("scored_row", "scores")),
     ]
 
 
@@ -101,13 +103,10 @@ class Plan(NamedTuple):
     """What a pass reads, in the order in which stack.h wants it."""
 
     token: list[int]  # (T,)
-    position: list[int]  # (T,)
-    slot: list[int]  # (T,): where its latent goes, page * 64 + place in the page
-    first: list[int]  # (S,): the first row of each sequence ...
-    rows: list[int]  # ... how many it has ...
-    start: list[int]  # ... the position of the first ...
-    table: list[int]  # ... and where its pages begin in
-    pages: list[int]
+    rows: list[int]  # (S,): how many of them are of each sequence ...
+    start: list[int]  # ... and the position of the first
+    pages: list[int]  # those that each sequence fills so far, one sequence after the other
+    scored: list[int]  # rows whose scores are wanted
 
 
 class Stack:
@@ -115,6 +114,7 @@ class Stack:
 
     def __init__(self, config: ModelConfig, weights: Layers, softmax_scale: float):
         self.config, self._weights = config, weights
+        self._width = -(-config.vocab_size // 16) * 16
         self._kept: list[object] = []  # what the structures point to
         self._run, self._head = _wanted("stack_run"), _wanted("stack_head")
         self._free = _wanted("stack_free")
@@ -150,21 +150,25 @@ class Stack:
         before: Tensor | None = None,
         met: Tensor | None = None,
         absorbed: bool = False,
-    ) -> Tensor:
-        """Normed hidden states (T, D) float32 of the tokens of a plan; `pool` is the cache's.
+    ) -> tuple[Tensor, Tensor]:
+        """Normed hidden states (T, D) of a plan's tokens, and scores (S, W) of those asked for.
+
+        Both are float32; `pool` is the cache's.
 
         With `before` (T, D) it is the first prediction module that runs: on hidden states and the
         tokens behind theirs. `met` (MoE layers, E) int64 is added to. With `absorbed`, the bits of
         a row do not depend on how its sequence was cut into passes.
         """
-        T, S = len(plan.token), len(plan.first)
+        T, S, scored = len(plan.token), len(plan.rows), len(plan.scored)
         hidden = torch.empty(T, self.config.hidden_size)
-        numbers = np.array([number for column in plan for number in column], dtype=np.int32)
-        address, places = numbers.ctypes.data, []
+        logits = torch.empty(scored, self._width)
+        numbers = array("i", [number for column in plan for number in column])
+        address, places = numbers.buffer_info()[0], []
         for column in plan:
             places.append(address)
             address += 4 * len(column)
-        given = _Pass(
+        rows = places.pop()
+        given = _Given(
             T,
             S,
             torch.get_num_threads(),
@@ -174,18 +178,24 @@ class Stack:
             None if before is None else before.data_ptr(),
             hidden.data_ptr(),
             None if met is None else met.data_ptr(),
+            scored,
+            rows,
+            logits.data_ptr(),
         )
         self._run(self.work, ctypes.addressof(self._model), ctypes.addressof(given))
-        return hidden
+        return hidden, self._without_padding(logits)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Scores (S, W) float32 of the token after each of hidden (S, D) float32."""
-        width = -(-self.config.vocab_size // 16) * 16
-        out = torch.empty(len(hidden), width)
+        out = torch.empty(len(hidden), self._width)
         address = ctypes.addressof(self._model)
         threads = torch.get_num_threads()
-        self._head(self.work, address, hidden.contiguous(), len(hidden), out, width, threads)
-        return out[:, : self.config.vocab_size]
+        self._head(self.work, address, hidden.contiguous(), len(hidden), out, self._width, threads)
+        return self._without_padding(out)
+
+    def _without_padding(self, logits: Tensor) -> Tensor:
+        width = self.config.vocab_size
+        return logits if width == self._width else logits[:, :width]
 
     def _pool(self, pool: Tensor) -> _Pool:
         if self._described is None or self._described[0] is not pool:
@@ -292,7 +302,7 @@ def check_layout() -> None:
     """Assert that the structures here are those of stack.h."""
     sizes = (ctypes.c_int64 * 5)()
     _wanted("stack_sizes")(ctypes.addressof(sizes))
-    mine = [ctypes.sizeof(kind) for kind in (_Model, _Layer, _Ahead, _Pass, MatStruct)]
+    mine = [ctypes.sizeof(kind) for kind in (_Model, _Layer, _Ahead, _Given, MatStruct)]
     assert list(sizes) == mine, (list(sizes), mine)
 
 

@@ -96,5 +96,4 @@ class Passes(Requests):
             self._lengths[i] += len(piece)
             end += len(piece)
             last.append(end - 1)
-        hidden = self._runner.hidden(readings)
-        self._runner.logits(hidden if end == len(last) else hidden[last])
+        self._runner.read(readings, last)

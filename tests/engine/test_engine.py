@@ -234,7 +234,7 @@ def test_a_pass_that_fails_ends_its_requests_and_not_the_engine(taught, tokenize
         raise RuntimeError("out of memory")
 
     with monkeypatch.context() as patch:
-        patch.setattr(engine._runner, "hidden", fail)
+        patch.setattr(engine._runner, "read", fail)
         (delta,) = engine.step()
     assert delta.finish_reason == "error"
     assert engine.is_idle

@@ -105,7 +105,7 @@ def test_float32_pass_is_the_models_own(name: str) -> None:
     torch_ = Runner(model, cache_of(chosen, torch.float32))
     cuts = [[150, 151, 152], [1, 2, 3], [64, 65, 129], [7, 8], [1]]
     for some in readings(cuts, chosen.vocab_size):
-        hidden, expected = native.hidden(some), torch_.hidden(some)
+        hidden, expected = native.read(some).hidden, torch_.read(some).hidden
         torch.testing.assert_close(hidden, expected, atol=2e-5, rtol=2e-5)
         logits = native.logits(hidden)
         torch.testing.assert_close(logits, torch_.logits(expected), atol=2e-4, rtol=2e-4)
@@ -131,8 +131,8 @@ def test_any_company_and_cut_in_float32(cuts: list[list[int]], name: str) -> Non
     native = NativeRunner(stack_of(model, chosen), cache_of(chosen, torch.float32))
     torch_ = Runner(model, cache_of(chosen, torch.float32))
     for some in readings(cuts, chosen.vocab_size):
-        expected = torch_.hidden(some)
-        torch.testing.assert_close(native.hidden(some), expected, atol=3e-5, rtol=3e-5)
+        expected = torch_.read(some).hidden
+        torch.testing.assert_close(native.read(some).hidden, expected, atol=3e-5, rtol=3e-5)
 
 
 @pytest.mark.parametrize("pool", [torch.bfloat16, torch.int8])
@@ -144,8 +144,9 @@ def test_bf16_weights_within_roundings(name: str, pool: torch.dtype) -> None:
     native = NativeRunner(stack_of(model, chosen), cache_of(chosen, pool))
     torch_ = Runner(in_float32(model), cache_of(chosen, torch.float32))
     for some in readings([[200, 201, 202], [3, 4], [90, 130, 131]], chosen.vocab_size):
-        expected = torch_.hidden(some)
-        assert relative(native.hidden(some), expected) < (0.012 if pool is torch.bfloat16 else 0.03)
+        expected = torch_.read(some).hidden
+        most = 0.012 if pool is torch.bfloat16 else 0.03
+        assert relative(native.read(some).hidden, expected) < most
 
 
 @given(cuts=lengths, dtype=st.sampled_from([torch.float32, torch.bfloat16]))
@@ -160,7 +161,7 @@ def test_fixed_bits_do_not_depend_on_company_or_cut(
     parts: dict[tuple[int, ...], list[Tensor]] = {}
     whole: dict[tuple[int, ...], Reading] = {}
     for some in readings(cuts, chosen.vocab_size):
-        rows = together.hidden(some).split([len(reading.tokens) for reading in some])
+        rows = together.read(some).hidden.split([len(reading.tokens) for reading in some])
         for reading, hidden in zip(some, rows, strict=True):
             key = tuple(reading.pages)
             parts.setdefault(key, []).append(hidden)
@@ -168,7 +169,7 @@ def test_fixed_bits_do_not_depend_on_company_or_cut(
             whole[key] = Reading([*before, *reading.tokens], reading.pages, 0)
     for key, reading in whole.items():
         alone = NativeRunner(packed, cache_of(chosen, dtype), fixed=True)
-        assert torch.equal(alone.hidden([reading]), torch.cat(parts[key]))
+        assert torch.equal(alone.read([reading]).hidden, torch.cat(parts[key]))
 
 
 @torch.inference_mode()
@@ -179,7 +180,7 @@ def test_unfolded_prompts_are_absorbed_ones_within_roundings() -> None:
     for fixed in (False, True):
         runner = NativeRunner(packed, cache_of(chosen, torch.bfloat16), fixed=fixed)
         passes = readings([[130, 219]], chosen.vocab_size)
-        runs.append(torch.cat([runner.hidden(some) for some in passes]))
+        runs.append(torch.cat([runner.read(some).hidden for some in passes]))
     assert not torch.equal(*runs)  # or the long way was not taken
     assert relative(*runs) < 0.012
 
@@ -197,7 +198,7 @@ def test_sixty_four_sequences_and_more_threads_than_heads() -> None:
         try:
             runner = NativeRunner(packed, cache_of(chosen, torch.float32))
             passes = readings(cuts, chosen.vocab_size)
-            runs.append(torch.cat([runner.hidden(some) for some in passes]))
+            runs.append(torch.cat([runner.read(some).hidden for some in passes]))
         finally:
             torch.set_num_threads(threads)
     assert torch.equal(*runs)
@@ -210,5 +211,5 @@ def test_a_prompt_longer_than_a_pass_goes_on_in_the_next() -> None:
     native = NativeRunner(stack_of(model, chosen), cache_of(chosen, torch.float32))
     torch_ = Runner(model, cache_of(chosen, torch.float32))
     ((some,),) = readings([[1300]], chosen.vocab_size)
-    expected = torch_.hidden([some])
-    torch.testing.assert_close(native.hidden([some]), expected, atol=5e-5, rtol=5e-5)
+    expected = torch_.read([some]).hidden
+    torch.testing.assert_close(native.read([some]).hidden, expected, atol=5e-5, rtol=5e-5)
