@@ -207,7 +207,7 @@ class Tokenizer:
         return self._control[text]
 
     def split_combined(
-        self, tokens: Sequence[int], rate: float, rng: np.random.Generator
+        self, tokens: Sequence[int], rate: float, rng: "np.random.Generator"
     ) -> list[int]:
         """The same text, with a share of the tokens that join signs and line breaks taken apart.
 
