@@ -9,6 +9,7 @@ says, which only the first start needs.
 
 import json
 import logging
+import math
 import mmap
 import os
 import tempfile
@@ -49,18 +50,14 @@ class Block(NamedTuple):
     sum: Array | None  # (count, Np) int32
 
     def structs(self) -> list[MatStruct]:
-        """One description for native code a matrix."""
-        columns = [self._addresses(array) for array in (self.data, self.scale, self.sum)]
-        return [
-            MatStruct(self.kind, self.n, self.k, self.kp, *three)
-            for three in zip(*columns, strict=True)
-        ]
-
-    def _addresses(self, array: Array | None) -> list[int | None]:
-        if array is None:
-            return [None] * len(self.data)
-        first = array.ctypes.data
-        return [first + i * array.strides[0] for i in range(len(array))]
+        """One description for native code a matrix: filled in by columns."""
+        rows = np.zeros((len(self.data), 7), np.int64)
+        rows[:, :4] = self[:4]
+        for column, array in enumerate((self.data, self.scale, self.sum), 4):
+            if array is not None:
+                first = array.__array_interface__["data"][0]
+                rows[:, column] = first + np.arange(len(rows)) * array.strides[0]
+        return list((MatStruct * len(rows)).from_buffer(rows.data))
 
 
 Entry = tuple[str, Block | Array]
@@ -180,7 +177,8 @@ def _memory(path: Path) -> Array:
     """
     size = path.stat().st_size
     if size > SMALL_BYTES or not hasattr(mmap, "MADV_HUGEPAGE"):
-        return np.memmap(path, np.uint8, mode="r")
+        # A plain array over the map: slices of a memmap cost four times as much.
+        return np.asarray(np.memmap(path, np.uint8, mode="r"))
     flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
     pages = mmap.mmap(-1, -(-size // HUGE_PAGE) * HUGE_PAGE + HUGE_PAGE, flags)
     pages.madvise(mmap.MADV_HUGEPAGE)
@@ -202,5 +200,5 @@ def _get_entry(memory: Array, entry: list[Any]) -> Block | Array:
 
 def _get(memory: Array, place: Place) -> Array:
     offset, dtype, shape = place
-    size = int(np.prod(shape)) * np.dtype(dtype).itemsize
+    size = math.prod(shape) * np.dtype(dtype).itemsize
     return memory[offset : offset + size].view(dtype).reshape(shape)
