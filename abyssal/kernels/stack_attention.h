@@ -115,7 +115,7 @@ inline void decoded_rows(const Pass& pass, Work work) {
 inline void attend_latents(const Model& model, const Pass& pass, long number, long s, long h0,
                            long h1, const AttentionWork& work) {
   const long H = model.heads, W = model.latent + model.rope, t = pass.first[s];
-  latent_attend(pass.pool, number, pass.pages + pass.table[s], pass.start[s], pass.count[s], H, h0,
+  latent_attend(pass.pool, number, pass.pages + pass.table[s], pass.start[s], pass.count[s], h0,
                 h1, work.absorbed + t * H * W, H * W, (float)model.softmax_scale,
                 work.sum + t * H * model.latent, H * model.latent);
 }
@@ -154,24 +154,6 @@ inline void attend_absorbed(Crew& crew, const Model& model, const Pass& pass, co
   crew.hand_out(H, out_of);
 }
 
-// A cached latent as BF16: c (C,) and k_rope (R,).
-inline void read_latent(const LatentPool& pool, long layer, long page, long slot, bf16* c,
-                        bf16* k_rope) {
-  const char* at = pool.page(layer, page);
-  const long W = pool.width();
-  if (pool.kind == LATENT_BF16) {
-    const bf16* row = reinterpret_cast<const bf16*>(at) + slot * W;
-    std::memcpy(c, row, pool.C * sizeof(bf16));
-    std::memcpy(k_rope, row + pool.C, pool.R * sizeof(bf16));
-    return;
-  }
-  const int8_t* row = reinterpret_cast<const int8_t*>(at) + slot * W;
-  const bf16* scales = reinterpret_cast<const bf16*>(at + LATENT_PAGE * W) + 2 * slot;
-  const float scale = to_float(scales[0]), rotary = to_float(scales[1]);
-  for (long i = 0; i < pool.C; i++) c[i] = to_bf16((float)row[i] * scale);
-  for (long i = 0; i < pool.R; i++) k_rope[i] = to_bf16((float)row[pool.C + i] * rotary);
-}
-
 // Positions [begin, end) of a sequence, heads [h0, h1): keys and values from their latents.
 inline void unfold(const Model& model, const Pass& pass, const Layer& layer, long number, long s,
                    long begin, long end, long h0, long h1, const AttentionWork& work, int thread) {
@@ -181,7 +163,7 @@ inline void unfold(const Model& model, const Pass& pass, const Layer& layer, lon
   x.kp = Cp;
   std::memset(x.b, 0, (end - begin) * Cp * sizeof(bf16));
   for (long at = begin; at < end; at++)
-    read_latent(pass.pool, number, pass.pages[pass.table[s] + at / 64], at % 64,
+    latent_read(pass.pool, number, pass.pages[pass.table[s] + at / 64], at % 64,
                 x.b + (at - begin) * Cp, work.k_rope + at * R);
   float* out = work.scratch[thread].get((end - begin) * most);
   for (long h = h0; h < h1; h++)
