@@ -103,7 +103,7 @@ class NativeRunner:
 
 
 def _num_tokens(readings: Sequence[Reading]) -> int:
-    return sum(len(reading.tokens) for reading in readings)
+    return sum([len(reading.tokens) for reading in readings])
 
 
 def _passes(readings: Sequence[Reading]) -> Iterator[list[Reading]]:

@@ -120,6 +120,24 @@ inline void attend_latents(const Model& model, const Pass& pass, long number, lo
                 work.sum + t * H * model.latent, H * model.latent);
 }
 
+constexpr long FETCHED = 1 << 16;  // bytes of latents that are worth sending for
+
+// Send for the latents of decoded sequences, to arrive while their queries are absorbed.
+inline void fetch_latents(const Pass& pass, long number) {
+  long left = FETCHED;
+  for (long s = 0; s < pass.sequences; s++) {
+    if (is_unfolded(pass, s)) continue;
+    const long end = pass.start[s] + pass.count[s];
+    for (long t = 0; t < end && left > 0; t += LATENT_PAGE) {
+      const char* page = pass.pool.page(number, pass.pages[pass.table[s] + t / LATENT_PAGE]);
+      const long tokens = std::min(LATENT_PAGE, end - t);
+      const long bytes = tokens * pass.pool.page_stride_bytes / LATENT_PAGE;
+      for (long i = 0; i < bytes; i += 64) __builtin_prefetch(page + i, 0, 2);
+      left -= bytes;
+    }
+  }
+}
+
 // Sequences with few queries: every head reads the same latents.
 inline void attend_absorbed(Crew& crew, const Model& model, const Pass& pass, const Layer& layer,
                             long number, const AttentionWork& work) {
@@ -140,6 +158,7 @@ inline void attend_absorbed(Crew& crew, const Model& model, const Pass& pass, co
   });
   if (decoded < 2 * crew.threads && H >= crew.threads) {  // few pages: each thread, its own heads
     const Share mine = crew.share(H);
+    fetch_latents(pass, number);
     for (long h = mine.begin; h < mine.end; h++) into(h);
     for (long s = 0; s < pass.sequences; s++)
       if (!is_unfolded(pass, s)) attend_latents(model, pass, number, s, mine.begin, mine.end, work);
