@@ -10,7 +10,6 @@ deterministic mode, so that a number does not depend, to the bit, on what is sco
 """
 
 import math
-import os
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
@@ -68,6 +67,11 @@ class Scorer:
             for batch in _batches(plans):
                 done += self._score(batch)
         return done
+
+    @property
+    def has_experts(self) -> bool:
+        """Whether any layer routes."""
+        return bool(len(self._runner.expert_load))
 
     @torch.inference_mode()
     def expert_load(self, sequences: Sequence[Sequence[int]]) -> Tensor:
@@ -153,8 +157,9 @@ class _Plan:
         """What begins alike, but never all of a sequence: something is left to be scored."""
         tokens = [one.tokens for one in group]
         least = min(map(len, tokens)) - 1
-        shared = min(len(os.path.commonprefix(tokens)), least) if len(tokens) > 1 else least
-        return cls(group, max(shared, 0))
+        columns = zip(*(row[:least] for row in tokens), strict=True)
+        shared = next((i for i, column in enumerate(columns) if len(set(column)) > 1), least)
+        return cls(group, shared)
 
     def take(self, pages: Iterator[int]) -> list[tuple[int, int]]:
         """Take pages; the copies to make once the beginning is read: (from, to) each."""
