@@ -147,8 +147,7 @@ def _show(results: dict[str, Any]) -> None:
     header = ("task", "items", "metric", "score", "95% interval", "chance")
     console.table("", header, table(results["tasks"]))
     for name, scores in results["tasks"].items():
-        if scores["about"]["caveat"]:
-            console.note(f"{name}: {scores['about']['caveat']}")
+        _note(name, scores)
     if "experts" in results:
         _show_experts(results["experts"])
     if "mtp" in results:
@@ -157,6 +156,18 @@ def _show(results: dict[str, Any]) -> None:
             for row in results["mtp"]
         ]
         console.table("tokens ahead", ("position", "accepted", "95% interval"), rows)
+
+
+def _note(name: str, scores: dict[str, Any]) -> None:
+    """What must be known to read a score."""
+    if scores["about"]["caveat"]:
+        console.note(f"{name}: {scores['about']['caveat']}")
+    if scores.get("errors"):
+        count = console.number(scores["errors"])
+        console.note(f"{name}: {count} questions were too long to be asked and count as wrong")
+    if scores.get("answers_cut_off"):
+        count = console.number(scores["answers_cut_off"])
+        console.note(f"{name}: {count} answers ended at their last token; --max-tokens raises it")
 
 
 def _show_experts(experts: dict[str, Any]) -> None:
