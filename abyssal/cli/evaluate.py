@@ -178,7 +178,8 @@ def _show_experts(experts: dict[str, Any]) -> None:
         (name, *(f"{away:.3f}" for away in found["from_uniform"]))
         for name, found in experts["domains"].items()
     ]
-    rows.append(("specialization", *(f"{one:.4f}" for one in experts["specialization"])))
+    if len(rows) > 1:
+        rows.append(("specialization", *(f"{one:.4f}" for one in experts["specialization"])))
     console.table("", header, rows)
 
 
