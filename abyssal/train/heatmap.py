@@ -8,9 +8,9 @@ from bisect import bisect_right
 from collections.abc import Sequence
 from itertools import pairwise
 
+from abyssal.report.notation import escape, number, two_decimals
+from abyssal.report.plots import notes
 from abyssal.train.history import Load
-from abyssal.train.notation import escape, number, two_decimals
-from abyssal.train.plots import notes
 
 # Where one color ends and the next begins, in even shares. The middle one is "balanced".
 EDGES = (0.1, 0.25, 0.5, 0.75, 0.9, 1.1, 1.33, 2.0, 4.0)

@@ -13,13 +13,13 @@ from pathlib import Path
 from abyssal.config import ModelConfig
 from abyssal.errors import DataError
 from abyssal.plan.count import Counts, Parts, count
+from abyssal.report.notation import duration, escape, number
+from abyssal.report.theme import CSS
 from abyssal.train import curves, panels
 from abyssal.train.history import Metrics
 from abyssal.train.history import read_metrics as read_metrics
-from abyssal.train.notation import duration, escape, number
 from abyssal.train.reproduction import recipe_table, reproduce
 from abyssal.train.samples import samples
-from abyssal.train.theme import CSS
 
 PARTS = {
     "routed": "Routed experts", "shared": "Shared experts", "dense": "Dense FFNs",
