@@ -101,6 +101,11 @@ class Engine:
         """Whether nobody is running or waiting."""
         return self._scheduler.is_idle
 
+    @property
+    def runner(self) -> Runner | NativeRunner:
+        """What computes the passes, for those who read tokens without asking for an answer."""
+        return self._runner
+
     def compile(self, grammar: Grammar) -> Matcher:
         """A grammar ready for `Request.matcher`; may be called from any thread.
 

@@ -38,7 +38,7 @@ class NativeRunner:
     def __init__(self, stack: Stack, cache: PagedCache, *, fixed: bool = False):
         """With `fixed`, the bits of a row do not depend on how its prompt was cut."""
         self.stack, self.cache, self.fixed = stack, cache, fixed
-        config = stack.config
+        self.config = config = stack.config
         num_moe = sum(config.is_moe(layer) for layer in range(config.num_hidden_layers))
         self.expert_load = torch.zeros(num_moe, config.n_routed_experts, dtype=torch.int64)
 

@@ -48,7 +48,7 @@ class Runner:
     def __init__(self, model: DeepSeekV3, cache: PagedCache, tile: int | None = None):
         self.model, self.cache, self.tile = model, cache, tile
         self._device = model.lm_head.weight.device
-        config = model.config
+        self.config = config = model.config
         num_moe = sum(config.is_moe(layer) for layer in range(config.num_hidden_layers))
         self.expert_load = torch.zeros(num_moe, config.n_routed_experts, dtype=torch.int64)
 
