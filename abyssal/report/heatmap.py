@@ -11,6 +11,9 @@ from itertools import pairwise
 from abyssal.report.notation import escape
 from abyssal.report.plots import notes
 
+# Loads of experts in even shares, the middle color being "balanced".
+EVEN_SHARES = (0.1, 0.25, 0.5, 0.75, 0.9, 1.1, 1.33, 2.0, 4.0)
+
 
 def legend(edges: Sequence[float], label: str) -> str:
     """The colors and the values they stand for; each edge begins the next color."""

@@ -23,8 +23,11 @@ class Section(NamedTuple):
     content: str
 
 
-def document(title: str, lede: str, sections: Iterable[Section]) -> str:
-    """The whole page: a heading, a sentence about it, links to the sections, the sections."""
+def document(title: str, lede: str, sections: Iterable[Section], css: str = "") -> str:
+    """The whole page: a heading, a sentence about it, links to the sections, the sections.
+
+    `css` is added to the theme, for what is on this page alone.
+    """
     body, links = "", []
     for anchor, name, inside in sections:
         if inside:
@@ -35,7 +38,7 @@ def document(title: str, lede: str, sections: Iterable[Section]) -> str:
         '<meta name="viewport" content="width=device-width,initial-scale=1">'
         '<meta http-equiv="Content-Security-Policy" '
         "content=\"default-src 'none'; style-src 'unsafe-inline'\">"
-        f"<title>{escape(title)}</title><style>{CSS}</style></head><body>"
+        f"<title>{escape(title)}</title><style>{CSS}{css}</style></head><body>"
         f"<header><h1>{escape(title)}</h1><p class=lede>{escape(lede)}</p></header>"
         f"<nav aria-label=sections>{''.join(links)}</nav><main>{body}</main></body></html>\n"
     )
@@ -49,6 +52,27 @@ def figures(values: Sequence[tuple[str, str, str]]) -> str:
         for name, value, remark in values
     )
     return f'<dl class="figures">{cards}</dl>' if cards else ""
+
+
+def table(head: Sequence[str], rows: Iterable[Sequence[str]], numbers: int = 0) -> str:
+    """Rows of text under a heading, the last `numbers` columns set as numbers; nothing of none."""
+    first = len(head) - numbers
+
+    def line(cells: Sequence[str], tag: str) -> str:
+        classes = ["" if i < first else " class=num" for i in range(len(cells))]
+        inside = (
+            f"<{tag}{kind}>{escape(cell)}</{tag}>"
+            for cell, kind in zip(cells, classes, strict=True)
+        )
+        return f"<tr>{''.join(inside)}</tr>"
+
+    body = "".join(line(row, "td") for row in rows)
+    return (
+        f'<div class="scroll"><table><thead>{line(head, "th")}</thead><tbody>{body}</tbody>'
+        "</table></div>"
+        if body
+        else ""
+    )
 
 
 def write(path: str | Path, page: str) -> None:

@@ -7,12 +7,10 @@ from collections.abc import Sequence
 from itertools import pairwise
 
 from abyssal.report import heatmap
-from abyssal.report.heatmap import heat_map
+from abyssal.report.heatmap import EVEN_SHARES, heat_map
 from abyssal.report.notation import number, two_decimals
 from abyssal.train.history import Load
 
-# Where one color ends and the next begins, in even shares. The middle one is "balanced".
-EDGES = (0.1, 0.25, 0.5, 0.75, 0.9, 1.1, 1.33, 2.0, 4.0)
 CELLS = 200_000  # in all maps of a run together; more columns than fit are averaged
 COLUMNS = 160
 
@@ -30,7 +28,7 @@ def heat_maps(loads: Sequence[Load], names: Sequence[str]) -> list[str]:
 
 def legend() -> str:
     """The colors and the loads they stand for, in even shares."""
-    return heatmap.legend(EDGES, "load, in even shares")
+    return heatmap.legend(EVEN_SHARES, "load, in even shares")
 
 
 def _groups(loads: Sequence[Load], columns: int) -> list[Sequence[Load]]:
@@ -51,7 +49,7 @@ def _figure(columns: list[list[float]], ends: Sequence[Load], name: str, span: s
     height = len(columns[0])
     return heat_map(
         columns,
-        EDGES,
+        EVEN_SHARES,
         [_note(column, load) for column, load in zip(columns, ends, strict=True)],
         name=name,
         label=f"{name}: load of {height} experts, {span}",
