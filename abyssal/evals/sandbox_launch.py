@@ -40,6 +40,7 @@ SYSTEM = ("/lib", "/lib64", "/usr/lib", "/usr/lib64", "/usr/local/lib", "/etc/ld
 DEVICES = ("/dev/null", "/dev/zero", "/dev/urandom")
 PACKAGES = ("site-packages", "dist-packages")  # what is installed is nobody's business
 WATCH_S = 0.02  # how often memory and processes are counted
+COUNTED = ("RssAnon:", "RssShmem:", "VmSwap:")  # pages shared by several count for each
 LONGEST_TICK_S = 1.0  # that one such wait counts for
 
 NEWNS, NEWCGROUP, NEWUTS = 0x20000, 0x2000000, 0x4000000
@@ -171,7 +172,7 @@ def watch(init: int, control: int, job: Job, status: int) -> None:
         stopped = None
         if left_s <= 0:
             stopped = "time"
-        elif sum(map(private_bytes, pids)) > limits["memory_bytes"]:
+        elif sum(map(memory_bytes, pids)) > limits["memory_bytes"]:
             stopped = "memory"
         elif len(pids) > limits["processes"] + 1:
             stopped = "killed"
@@ -205,14 +206,14 @@ def descendants(pid: int) -> list[int]:
     return found
 
 
-def private_bytes(pid: int) -> int:
-    """What a process has in memory that is in no file; 0 if it is gone."""
+def memory_bytes(pid: int) -> int:
+    """What a process has in memory or swap that is in no file; 0 if it is gone."""
     try:
-        with open(f"/proc/{pid}/statm") as file:
-            _, resident, shared, *_ = map(int, file.read().split())
+        with open(f"/proc/{pid}/status") as file:
+            rows = [line.split() for line in file if line.startswith(COUNTED)]
     except (FileNotFoundError, ProcessLookupError):
         return 0
-    return (resident - shared) * resource.getpagesize()
+    return sum(1024 * int(row[1]) for row in rows)
 
 
 # Inside

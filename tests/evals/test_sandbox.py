@@ -124,13 +124,17 @@ def test_it_gets_as_many_processes_as_it_may_and_no_more():
     assert (found.status, found.stdout) == ("ok", "4\n")
 
 
-def test_children_cannot_take_together_what_one_may_not():
-    program = """
-        import os, time
+@pytest.mark.parametrize(
+    "take", ["bytearray(os.urandom(1)) * size", "mmap.mmap(-1, size); x[:] = bytes(1) * size"]
+)
+def test_children_cannot_take_together_what_one_may_not(take):
+    program = f"""
+        import mmap, os, time
         for _ in range(5):
             if os.fork() == 0:
                 break
-        x = bytearray(os.urandom(1)) * (40 << 20)
+        size = 20 << 20
+        x = {take}
         time.sleep(1000)
     """
     found = run(program, limits=Limits(wall_s=60, memory_bytes=100 << 20))
