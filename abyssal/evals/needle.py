@@ -1,7 +1,8 @@
 """A needle in a haystack: whether a model finds a key that it read anywhere in a long text.
 
-A sentence with a number of five digits is hidden in stories the shipped recipes never read, at a
-depth from 0 (the beginning) to 1 (right before the question), in prompts of given lengths.
+A sentence with a key is hidden in stories the shipped recipes never read, at a depth from 0 (the
+beginning) to 1 (right before the question), in prompts of given lengths. Keys are numbers of five
+digits, as published, or words of the stories, for models that have never read a number.
 
     exact     greedy writing begins with the key
     choice    of ten keys, the hidden one is the likeliest; chance is 0.1, for models too small to
@@ -19,10 +20,10 @@ from contextlib import closing
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from abyssal.checkpoint.files import publish_json
-from abyssal.data import corpus
+from abyssal.data import corpus, subjects
 from abyssal.engine.likelihood import Scorer
 from abyssal.engine.llm import LLM
 from abyssal.errors import RequestError
@@ -36,6 +37,8 @@ OPENING = "There is a pass key hidden in this text. Find it and remember it.\n\n
 NEEDLE = " The pass key is {key}. Remember it. {key} is the pass key."
 QUESTION = "\n\nWhat is the pass key? The pass key is"
 KEYS = 10  # to choose from
+NUMBERS = tuple(map(str, range(10_000, 100_000)))
+WORDS = tuple(sorted(subjects.WORDS["creatures"] | subjects.WORDS["toys"]))
 METRICS = ("exact", "choice")
 EDGES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 NAME = "needle"
@@ -48,6 +51,7 @@ class Search:
     lengths: tuple[int, ...]  # of prompt and key together, in tokens
     depths: tuple[float, ...] = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
     trials: int = 5  # of each length and depth, with texts and keys of their own
+    keys: Literal["numbers", "words"] = "numbers"
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -105,12 +109,13 @@ def search(
 
 def _items(what: Search) -> list[Item]:
     """Every trial, the key being all that a line says of its prompt."""
+    possible = WORDS if what.keys == "words" else NUMBERS
     found = []
     for length in sorted(what.lengths):
         for depth in what.depths:
             for trial in range(what.trials):
                 draw = random.Random(f"{what.seed} {length} {depth} {trial}")
-                keys = [str(key) for key in draw.sample(range(10_000, 100_000), KEYS)]
+                keys = draw.sample(possible, KEYS)
                 right = draw.randrange(KEYS)
                 data = {"length": length, "depth": depth, "keys": keys, "right": right,
                         "start": draw.random()}  # fmt: skip
@@ -130,7 +135,7 @@ def _answered(llm: LLM, scorer: Scorer, item: Item) -> Row:
     choice = Choice(text, tuple(endings), right, tuple(keys))
     logprobs = [one.logprob for one in scored]
     written = llm.generate(text, max_tokens=room, temperature=0.0, ignore_eos=True).text
-    first = re.search(r"\d+", written)
+    first = re.search(r"\w+", written)
     return {
         "length": item.data["length"],
         "depth": item.data["depth"],
@@ -143,7 +148,7 @@ def _answered(llm: LLM, scorer: Scorer, item: Item) -> Row:
 
 
 def prompt(llm: LLM, item: Item, room: int) -> str:
-    """Sentences of stories with the needle between two of them, BOS and `room` tokens left over.
+    """Sentences without a key and the needle between two of them, BOS and `room` tokens left over.
 
     Raises:
         RequestError: not even the question fits.
@@ -156,10 +161,12 @@ def prompt(llm: LLM, item: Item, room: int) -> str:
     left = length - room - count(OPENING + needle + QUESTION)
     if left < 0:
         raise RequestError(f"a length of {length} tokens; the question alone takes {length - left}")
-    sentences = _sentences()
+    sentences, keys = _sentences(), set(item.data["keys"])
     first, chosen_ones = int(item.data["start"] * len(sentences)), list[str]()
     for i in range(len(sentences) * (1 + length // 1000)):
         sentence = sentences[(first + i) % len(sentences)]
+        if not keys.isdisjoint(re.findall(r"\w+", sentence)):
+            continue
         left -= count(sentence) - 1
         if left < 0:
             break
@@ -187,7 +194,7 @@ def results(what: Search, rows: Sequence[Row]) -> dict[str, Any]:
     lengths = sorted(what.lengths)
     found: dict[str, Any] = {
         "task": NAME, "lengths": lengths, "depths": list(what.depths), "trials": what.trials,
-        "seed": what.seed, "chance": {"exact": 0.0, "choice": 1 / KEYS},
+        "keys": what.keys, "seed": what.seed, "chance": {"exact": 0.0, "choice": 1 / KEYS},
     }  # fmt: skip
     for metric in METRICS:
         by_place: dict[tuple[int, float], list[float]] = {}
