@@ -147,8 +147,7 @@ def _show(results: dict[str, Any]) -> None:
     header = ("task", "items", "metric", "score", "95% interval", "chance")
     console.table("", header, table(results["tasks"]))
     for name, scores in results["tasks"].items():
-        if scores["about"]["caveat"]:
-            console.note(f"{name}: {scores['about']['caveat']}")
+        _note(name, scores)
     if "experts" in results:
         _show_experts(results["experts"])
     if "mtp" in results:
@@ -159,6 +158,18 @@ def _show(results: dict[str, Any]) -> None:
         console.table("tokens ahead", ("position", "accepted", "95% interval"), rows)
 
 
+def _note(name: str, scores: dict[str, Any]) -> None:
+    """What must be known to read a score."""
+    if scores["about"]["caveat"]:
+        console.note(f"{name}: {scores['about']['caveat']}")
+    if scores.get("errors"):
+        count = console.number(scores["errors"])
+        console.note(f"{name}: {count} questions were too long to be asked and count as wrong")
+    if scores.get("answers_cut_off"):
+        count = console.number(scores["answers_cut_off"])
+        console.note(f"{name}: {count} answers ended at their last token; --max-tokens raises it")
+
+
 def _show_experts(experts: dict[str, Any]) -> None:
     """Distance from an even load by layer, and what experts say of domains."""
     layers = len(experts["specialization"])
@@ -167,7 +178,8 @@ def _show_experts(experts: dict[str, Any]) -> None:
         (name, *(f"{away:.3f}" for away in found["from_uniform"]))
         for name, found in experts["domains"].items()
     ]
-    rows.append(("specialization", *(f"{one:.4f}" for one in experts["specialization"])))
+    if len(rows) > 1:
+        rows.append(("specialization", *(f"{one:.4f}" for one in experts["specialization"])))
     console.table("", header, rows)
 
 

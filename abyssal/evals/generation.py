@@ -45,14 +45,18 @@ _SMALL: dict[str, dict[str, object]] = {
 
 
 def _asked(
-    text: str, template: Template, plain: str, stop: tuple[str, ...], max_tokens: int
+    text: str,
+    template: Template,
+    plain: Callable[[], str],
+    stop: tuple[str, ...],
+    max_tokens: int,
 ) -> Question:
-    """A question in the form asked for; `plain` is the prompt of the text form."""
+    """A question in the form asked for; `plain` makes the prompt of the text form."""
     if template == "chat":
         return Question((Message("user", f"{text}\n{ASK}"),), (), max_tokens)
     if template == "r1-zero":
         return Question(prompt_of(text), ("</answer>", "\nUser:"), max_tokens)
-    return Question(plain, stop, max_tokens)
+    return Question(plain(), stop, max_tokens)
 
 
 def _grade(item: Item, text: str) -> float:
@@ -76,7 +80,7 @@ def _gsm8k() -> list[Item]:
 
 def _gsm8k_question(item: Item, template: Template, fits: Fits) -> Question:
     examples = [f"Q: {q}\nA: {a}\n\n" for q, a in _shots("gsm8k")]
-    plain = most_examples(examples, f"Q: {item.text}\nA:", fits)
+    plain = partial(most_examples, examples, f"Q: {item.text}\nA:", fits)
     return _asked(item.text, template, plain, ("Q:",), 256)
 
 
@@ -87,7 +91,7 @@ def _math500() -> list[Item]:
 
 def _math500_question(item: Item, template: Template, fits: Fits) -> Question:
     examples = [f"Problem:\n{q}\n\nSolution:\n{a}\n\n" for q, a in _shots("math500")]
-    plain = most_examples(examples, f"Problem:\n{item.text}\n\nSolution:\n", fits)
+    plain = partial(most_examples, examples, f"Problem:\n{item.text}\n\nSolution:\n", fits)
     return _asked(item.text, template, plain, ("Problem:",), 512)
 
 
@@ -106,7 +110,7 @@ def _mgsm() -> list[Item]:
 def _mgsm_question(item: Item, template: Template, fits: Fits) -> Question:
     question, answer = _MGSM[item.domain]
     plain = f"{question} {item.text}\n{answer}"
-    return _asked(item.text, template, plain, (question,), 256)
+    return _asked(item.text, template, lambda: plain, (question,), 256)
 
 
 @cache
@@ -157,7 +161,7 @@ def _puzzles(made: Generator) -> tuple[Item, ...]:
 
 def _puzzle_question(item: Item, template: Template, fits: Fits) -> Question:
     plain = f"Question: {item.text}\nAnswer:"
-    return _asked(item.text, template, plain, ("\nQuestion:", "\n\n"), 128)
+    return _asked(item.text, template, lambda: plain, ("\nQuestion:", "\n\n"), 128)
 
 
 def _puzzle_grade(item: Item, text: str) -> float:

@@ -9,10 +9,10 @@ import random
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass
+from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
-import abyssal
 from abyssal.checkpoint.files import publish_json
 from abyssal.engine import bulk
 from abyssal.engine.likelihood import Continuation, Scorer
@@ -105,7 +105,6 @@ class Evaluation:
         """Scores, experts and drafts of what is done, also written to results.json."""
         rows = {task.name: self.rows(task) for task in self.tasks}
         found: dict[str, object] = {
-            "abyssal": abyssal.__version__,
             "model": self.model,
             "settings": asdict(self.settings),
             "tasks": {task.name: summary(task, rows[task.name]) for task in self.tasks},
@@ -243,9 +242,14 @@ def check_limit(limit: int | None) -> None:
 
 def sample(task: Task, limit: int | None) -> list[Item]:
     """The items of a task in their one shuffled order, up to a limit."""
+    return list(_shuffled(task)[:limit])
+
+
+@cache
+def _shuffled(task: Task) -> tuple[Item, ...]:
     items = list(task.items())
     random.Random(task.name).shuffle(items)
-    return items[:limit]
+    return tuple(items)
 
 
 def first_metric(task: Task, settings: Settings) -> str:

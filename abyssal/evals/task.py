@@ -74,7 +74,8 @@ class AnswerTask:
     items: Callable[[], Sequence[Item]]
     question: Callable[[Item, Template, Fits], Question]
     grade: Callable[[Item, str], float]  # of an answer's text, in [0, 1]
-    vote: Callable[[Item, str], str | None]  # equal votes are one answer; None: no vote
+    # What an answer says: equal votes are one answer, None is no vote. Without it, no cons@k.
+    vote: Callable[[Item, str], str | None] | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

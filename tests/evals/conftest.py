@@ -22,7 +22,7 @@ def folder(tmp_path_factory) -> Path:
         intermediate_size=24, num_nextn_predict_layers=1, num_attention_heads=2, q_lora_rank=None,
         kv_lora_rank=8, qk_rope_head_dim=4, qk_nope_head_dim=4, v_head_dim=4,
         moe_intermediate_size=8, n_routed_experts=4, num_experts_per_tok=2, n_group=1,
-        topk_group=1, max_position_embeddings=128, initializer_range=0.2, dtype="float32",
+        topk_group=1, max_position_embeddings=128, initializer_range=0.2,
     )  # fmt: skip
     DeepSeekV3(config).initialize(torch.Generator().manual_seed(1)).save(path)
     Tokenizer.train(WORDS, 340).save(path)
