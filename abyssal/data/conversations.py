@@ -72,12 +72,28 @@ def _fault(messages: Sequence[Message]) -> str:
     return ""
 
 
+def unfold(messages: Sequence[Message], layout: Layout) -> list[list[Message]]:
+    """The conversations to learn a conversation from: one for each question, where answers think.
+
+    The layouts show only the thoughts of the last answer. So that every thought is learned, and
+    every answer in the context it is written in, a conversation whose earlier answers think is
+    cut behind each answer. Others stay whole.
+    """
+    asked = [i for i, message in enumerate(messages) if message.role == "user"]
+    earlier = messages[: asked[-1]] if asked else []
+    if layout == "v3" or not any(message.reasoning is not None for message in earlier):
+        return [list(messages)]
+    ends = [i for i in asked if any(m.role == "assistant" for m in messages[:i])]
+    return [list(messages[:end]) for end in [*ends, len(messages)]]
+
+
 def encode_conversation(
     messages: Sequence[Message], tokenizer: Tokenizer, layout: Layout = "v3"
 ) -> tuple[list[int], list[bool]]:
     """The tokens of a conversation, and for each whether the assistant writes it: what to learn.
 
-    V3.1 thinks where the messages hold reasoning.
+    Of a conversation whose earlier answers think, only the last is; `unfold` gives the others. V3.1
+    thinks where the messages hold reasoning.
 
     Raises:
         DataError: there are no messages, or the tokenizer lacks a control token of the layout.
@@ -90,4 +106,16 @@ def encode_conversation(
         thinking=layout == "v3.1" and reasons,
         add_generation_prompt=False,
     )
-    return rendered.tokens, rendered.trained
+    if len(unfold(messages, layout)) == 1:
+        return rendered.tokens, rendered.trained
+    asked = max(i for i, message in enumerate(messages) if message.role == "user")
+    known = len(
+        render(
+            messages[: asked + 1],
+            tokenizer,
+            layout,
+            thinking=layout == "v3.1",
+            add_generation_prompt=False,
+        ).tokens
+    )
+    return rendered.tokens, [False] * known + rendered.trained[known:]

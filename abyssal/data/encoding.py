@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from abyssal.data.conversations import encode_conversation
+from abyssal.data.conversations import encode_conversation, unfold
 from abyssal.data.documents import DropReport
 from abyssal.data.shards import Shards, write_shards
 from abyssal.tokenizer import control
@@ -31,7 +31,8 @@ def encode(
 ) -> Iterator[Encoded]:
     """The tokens of every text or conversation, and which to learn; None where all are.
 
-    Without `masked`, conversations are learned whole, as in pre-training. A share split_rate of the
+    A conversation in which several answers think becomes several (`conversations.unfold`). Without
+    `masked`, conversations are learned whole, as in pre-training. A share split_rate of the
     tokens that join punctuation and a line break is taken apart in texts, so that the model also
     meets the two alone (section 4.1; the paper does not give the share).
     """
@@ -46,8 +47,9 @@ def encode(
                     tokens = tokenizer.split_combined(tokens, split_rate, rng)
                 yield [tokenizer.bos_token_id, *tokens, tokenizer.eos_token_id], None
             else:
-                tokens, mask = encode_conversation(item, tokenizer, layout)
-                yield tokens, mask if masked else None
+                for part in unfold(item, layout) if masked else [item]:
+                    tokens, mask = encode_conversation(part, tokenizer, layout)
+                    yield tokens, mask if masked else None
 
 
 def write_encoded(

@@ -13,6 +13,7 @@ goes on with the same batches, bit for bit. Letters in shape comments:
 
 from collections.abc import Mapping, Sequence
 from operator import attrgetter
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -27,6 +28,13 @@ Flat = npt.NDArray[np.int64]
 NOTHING = Excerpt(np.empty(0, np.int64), None)
 
 _progress = attrgetter("progress")
+
+
+class Packed(NamedTuple):
+    """A batch, and which source each label comes from."""
+
+    batch: Batch
+    sources: torch.Tensor  # (T,) int64: positions in `Packer.names`
 
 
 class Packer:
@@ -70,6 +78,11 @@ class Packer:
         self._offset = 0  # ... and how many of its tokens are done
 
     @property
+    def names(self) -> list[str]:
+        """The sources, in the order they were given."""
+        return [reader.source.name for reader in self._readers]
+
+    @property
     def epochs(self) -> dict[str, float]:
         """How many times each source has been read, for the training log."""
         return {reader.source.name: reader.epochs for reader in self._readers}
@@ -81,41 +94,56 @@ class Packer:
 
     def next_batch(self) -> Batch:
         """The next T tokens in their spans, with labels."""
+        return self.next().batch
+
+    def next(self) -> Packed:
+        """The same, and who brought what."""
         return self._isolated_batch() if self.isolate else self._stream_batch()
 
-    def _stream_batch(self) -> Batch:
+    def _stream_batch(self) -> Packed:
         """T tokens of the stream in rows of seq_len; the last label begins the next batch."""
         T = self.tokens_per_batch
         tokens, learned = np.empty(T + 1, np.int64), np.ones(T + 1, np.bool_)
+        sources = np.empty(T + 1, np.int64)
         filled = 0
         while filled <= T:
             self._advance()
             take = min(len(self._excerpt.tokens) - self._offset, T + 1 - filled)
             piece = slice(self._offset, self._offset + take)
             tokens[filled : filled + take] = self._excerpt.tokens[piece]
+            sources[filled : filled + take] = self._number
             if self._excerpt.mask is not None:
                 learned[filled : filled + take] = self._excerpt.mask[piece]
             filled += take
             self._offset += take
         self._offset -= 1
         labels = np.where(learned[1:], tokens[1:], IGNORE)  # (T,)
-        return self._batch(tokens[:T], labels, np.arange(0, T + 1, self.seq_len))
+        borders = np.arange(0, T + 1, self.seq_len)
+        return self._packed(tokens[:T], labels, borders, sources[1:])
 
-    def _isolated_batch(self) -> Batch:
+    def _isolated_batch(self) -> Packed:
         """T tokens of whole pieces, and the beginning of one more to fill the rest."""
         T = self.tokens_per_batch
         tokens, labels = np.empty(T, np.int64), np.full(T, IGNORE)
+        sources = np.empty(T, np.int64)
         borders = [0]
         while (filled := borders[-1]) < T:
             self._advance()
             piece = self._excerpt.tokens[self._offset : self._offset + self.seq_len]
             take = min(len(piece), T - filled)
             tokens[filled : filled + take] = piece[:take]
+            sources[filled : filled + take] = self._number
             if take == len(piece):
                 labels[filled : filled + take - 1] = self._labels(take)
                 self._offset += take
             borders.append(filled + take)
-        return self._batch(tokens, labels, np.array(borders))
+        return self._packed(tokens, labels, np.array(borders), sources)
+
+    @property
+    def _number(self) -> int:
+        """Which source the open document is from."""
+        assert self._open is not None
+        return self._readers.index(self._open)
 
     def _labels(self, take: int) -> Array:
         """What to predict at all but the last of the next `take` tokens of the document."""
@@ -132,7 +160,7 @@ class Packer:
             self._excerpt = self._open.next()
             self._offset = 0
 
-    def _batch(self, tokens: Flat, labels: Flat, borders: Flat) -> Batch:
+    def _packed(self, tokens: Flat, labels: Flat, borders: Flat, sources: Flat) -> Packed:
         if tokens.max() >= self._vocab_size:
             raise DataError(
                 f"a batch holds token {tokens.max()}, beyond the vocabulary of {self._vocab_size}; "
@@ -140,8 +168,9 @@ class Packer:
             )
         lengths = np.diff(borders)  # (N,)
         positions = np.arange(len(tokens)) - np.repeat(borders[:-1], lengths)  # (T,)
-        arrays = (tokens, positions, borders, labels)
-        return Batch(*(torch.from_numpy(np.ascontiguousarray(array)) for array in arrays))
+        arrays = (tokens, positions, borders, labels, sources)
+        *fields, brought = (torch.from_numpy(np.ascontiguousarray(array)) for array in arrays)
+        return Packed(Batch(*fields), brought)
 
     def state_dict(self) -> dict[str, object]:
         """The position in the data, as JSON knows it."""

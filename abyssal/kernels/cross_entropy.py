@@ -27,19 +27,22 @@ def reference(hidden: Tensor, head: Tensor, labels: Tensor) -> Tensor:
     return F.cross_entropy(logits, labels, ignore_index=IGNORE, reduction="sum")
 
 
-def cross_entropy(hidden: Tensor, head: Tensor, labels: Tensor, rows: int) -> Tensor:
+def cross_entropy(hidden: Tensor, head: Tensor, labels: Tensor, rows: int) -> tuple[Tensor, Tensor]:
     """Summed negative log-likelihood in nats of labels (T,) given hidden (T, D) and head (W, D).
 
-    `rows` are scored at a time.
+    Beside it that of each row (T,) float32, which carries no gradient. `rows` are scored at a time.
     """
-    loss: Tensor = _ChunkedCrossEntropy.apply(hidden, head, labels, rows)
-    return loss
+    total, each = _ChunkedCrossEntropy.apply(hidden, head, labels, rows)
+    return total, each
 
 
 class _ChunkedCrossEntropy(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, head: Tensor, labels: Tensor, size: int) -> Tensor:
+    def forward(
+        ctx: Any, hidden: Tensor, head: Tensor, labels: Tensor, size: int
+    ) -> tuple[Tensor, Tensor]:
         learning = any(ctx.needs_input_grad)
+        each = torch.empty(len(hidden), dtype=torch.float32, device=hidden.device)
         grad_hidden = torch.empty_like(hidden)
         grad_head: Tensor | None = None
         size = min(size, len(hidden))
@@ -52,7 +55,8 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
             chunk = slice(start, start + size)
             rows = hidden[chunk]
             logits = torch.mm(rows, head.T, out=room[: len(rows)])  # (chunk, W)
-            total += score(logits, labels[chunk], learning)  # logits are their gradient now
+            # Afterwards logits are their gradient.
+            total += score(logits, labels[chunk], learning, each[chunk])
             if not learning:
                 continue
             torch.mm(logits, head, out=grad_hidden[chunk])
@@ -67,11 +71,12 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         ctx.save_for_backward(
             grad_hidden, torch.zeros_like(head) if grad_head is None else grad_head
         )
-        return total.float()
+        ctx.mark_non_differentiable(each)
+        return total.float(), each
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None, None]:
+    def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor, Tensor, None, None]:
         grad_hidden, grad_head = ctx.saved_tensors
         return grad_hidden * grad, scaled(grad_head, grad, grad_hidden.dtype), None, None
 
@@ -83,30 +88,30 @@ class _Scorer:
         """`room` (chunk, W) is what logits will stand in."""
         self.room = room.new_empty(2, *room.shape, dtype=torch.float32)
 
-    def __call__(self, logits: Tensor, labels: Tensor, learning: bool) -> Tensor:
+    def __call__(self, logits: Tensor, labels: Tensor, learning: bool, each: Tensor) -> Tensor:
         word, ignored = labels[:, None].clamp(min=0), labels[:, None] == IGNORE
         logits32, probs = self.room[:, : len(logits)]  # (chunk, W)
         logits32.copy_(logits)
         torch.softmax(logits32, -1, out=probs)  # torch's log_softmax takes three times as long
-        loss = _negative_log(logits32, probs, word).masked_fill_(ignored, 0).sum()
+        losses = _negative_log(logits32, probs, word).masked_fill_(ignored, 0)  # (chunk, 1)
+        each.copy_(losses[:, 0])
         if learning:
             probs.scatter_add_(-1, word, probs.new_full((), -1.0).expand_as(word))
             logits.copy_(probs)
             if ignored.any():
                 logits.masked_fill_(ignored, 0)
-        return loss
+        return losses.sum()
 
 
 class _NativeScorer:
     def __init__(self, room: Tensor, function: Native):
         self.function, self.threads = function, torch.get_num_threads()
-        self.losses = np.empty(len(room), np.float32)
         self.exps = np.empty((self.threads, room.shape[1]), np.float32)
 
-    def __call__(self, logits: Tensor, labels: Tensor, learning: bool) -> float:
+    def __call__(self, logits: Tensor, labels: Tensor, learning: bool, each: Tensor) -> float:
         total = np.zeros(1)
         wrong = self.function(
-            logits, labels.contiguous(), IGNORE, self.losses, total, self.exps, *logits.shape,
+            logits, labels.contiguous(), IGNORE, each, total, self.exps, *logits.shape,
             int(learning), is_bf16(logits), self.threads,
         )  # fmt: skip
         if wrong:

@@ -6,12 +6,39 @@ from dataclasses import replace
 
 from abyssal.report.notation import escape, number, percent, plain, two_decimals
 from abyssal.report.plots import Chart, Level, Line, Mark, smooth
-from abyssal.train.history import Metrics, Step
+from abyssal.train.history import Drift, Metrics, Step
 
 
 def learning(metrics: Metrics, anchor: str) -> str:
-    """Loss and held-out bits per byte; anchor is a word no other run on the page uses."""
-    return _loss(metrics, anchor) + _bits(metrics)
+    """Loss, held-out scores and the stage's own figures; anchor is a word no other run on the page
+    uses.
+    """
+    return (
+        _loss(metrics, anchor) + _bits(metrics) + _grid([*_figures(metrics), *_held_out(metrics)])
+    )
+
+
+def loss_unit(metrics: Metrics) -> str:
+    """What a loss is of."""
+    stage = metrics.start.stage if metrics.start else ""
+    return {"dpo": "nats per pair", "reward": "nats per judgment"}.get(stage, "nats per token")
+
+
+def drifted(row: Drift, names: Sequence[str]) -> list[str]:
+    """The load of every expert before and after, in even shares; a chart for each layer."""
+    charts = []
+    for name, before, after in zip(names, row.load_before, row.load, strict=True):
+        places = list(range(len(before)))
+        lines = [
+            Line(
+                name=when, x=places, y=[x * len(shares) for x in shares], color=color, style="dots"
+            )
+            for when, shares, color in (("before", before, 1), ("after", after, 2))
+        ]
+        chart = Chart(title=name, unit="even shares, by expert", lines=lines, from_zero=True,
+                      head=lambda expert: f"expert {expert:.0f}")  # fmt: skip
+        charts.append(chart.html())
+    return charts
 
 
 def optimization(metrics: Metrics) -> str:
@@ -61,7 +88,10 @@ def _loss(metrics: Metrics, anchor: str) -> str:
     loss = _line(metrics, "loss", lambda row: row.loss)
     mtp = _line(metrics, "MTP loss", lambda row: row.mtp_loss, color=2)
     chart = _chart(
-        metrics, "Loss", "nats per token, over tokens seen", [*_smoothed(loss), *_smoothed(mtp)[1:]]
+        metrics,
+        "Loss",
+        f"{loss_unit(metrics)}, over tokens seen",
+        [*_smoothed(loss), *_smoothed(mtp)[1:]],
     )
     steps = _half_life(loss)
     caption = f"moving average with a half-life of {steps} step{'s' if steps > 1 else ''}."
@@ -80,7 +110,7 @@ def _loss(metrics: Metrics, anchor: str) -> str:
 
 def _chance(metrics: Metrics) -> list[Level]:
     """The loss of a model that finds every token of the vocabulary equally likely."""
-    if metrics.config is None:
+    if metrics.config is None or loss_unit(metrics) != "nats per token":
         return []
     size = metrics.config.vocab_size
     return [Level(y=math.log(size), label=f"ln {size:,} = {math.log(size):.2f}: uniform guessing")]
@@ -103,6 +133,33 @@ def _bits(metrics: Metrics) -> str:
         levels=[Level(y=row.bits_per_byte, label=f"{row.what} ({row.name})") for row in known],
         show=lambda bits: f"{bits:.3f}", head=_head(metrics), caption=caption.strip(),
     ).html()  # fmt: skip
+
+
+def _figures(metrics: Metrics) -> Iterator[str]:
+    """What only this stage has: a chart for each word before a slash, or for a name of its own."""
+    names = list(dict.fromkeys(name for row in metrics.steps for name in row.figures))
+    for group in dict.fromkeys(name.split("/")[0] for name in names):
+        inside = [name for name in names if name.split("/")[0] == group]
+        lines = []
+        for color, name in enumerate(inside):
+            line = _line(metrics, name, _figure(name), color=color % 7 + 1)
+            lines += _smoothed(line) if len(inside) == 1 else _smoothed(line)[1:]
+        yield _chart(metrics, group.capitalize(), "in training", lines).html()
+
+
+def _figure(name: str) -> Callable[[Step], float | None]:
+    return lambda row: row.figures.get(name)
+
+
+def _held_out(metrics: Metrics) -> Iterator[str]:
+    """Measures of what the model is not trained on."""
+    for name in dict.fromkeys(row.name for row in metrics.measures):
+        rows = [row for row in metrics.measures if row.name == name]
+        x, y = [row.tokens for row in rows], [row.value for row in rows]
+        line = Line(name=name, x=x, y=y, style="dots")
+        yield Chart(
+            title=name, unit="held out, over tokens seen", lines=[line], head=_head(metrics)
+        ).html()
 
 
 def _gradient(metrics: Metrics) -> str:
@@ -155,6 +212,7 @@ def _half_life(line: Line) -> int:
 
 def _head(metrics: Metrics) -> Callable[[float], str]:
     step_at = {row.tokens: row.step for row in metrics.evaluations}
+    step_at |= {row.tokens: row.step for row in metrics.measures}
     step_at |= {row.tokens: row.step for row in metrics.steps}
     return lambda tokens: f"step {step_at[int(tokens)]:,} · {number(tokens)} tokens"
 

@@ -41,7 +41,7 @@ class Step:
 
     step: int
     tokens: int  # seen since the run began
-    loss: float  # nats per token
+    loss: float  # nats per token, or per pair
     mtp_loss: float | None = None  # nats per token
     balance_loss: float | None = None  # eq. 17
     lr: float
@@ -51,6 +51,7 @@ class Step:
     grad_norm: float
     max_violation: float | None = None  # largest load / even load - 1, mean over MoE layers
     max_violation_worst: float | None = None  # ... of the worst layer
+    figures: dict[str, float] = field(default_factory=dict)  # the stage's own: "accuracy", ...
     tokens_per_s: float
     mfu: float | None = None  # model FLOPs utilization, in [0, 1]
     elapsed_s: float
@@ -73,6 +74,34 @@ class Evaluation:
     tokens: int
     name: str
     bits_per_byte: float
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Measure:
+    """A figure of what the model was not trained on, such as the accuracy on held-out pairs."""
+
+    step: int
+    tokens: int
+    name: str
+    value: float
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Drift:
+    """Where a tuned model sends the tokens of some text, beside where its start sent them.
+
+    A row of a load sums to 1; there is one for each MoE layer, and so of every other field.
+    """
+
+    step: int
+    tokens: int  # routed, of the text
+    name: str  # of the text
+    load_before: tuple[tuple[float, ...], ...]
+    load: tuple[tuple[float, ...], ...]
+    max_violation_before: tuple[float, ...]  # largest load / even load - 1
+    max_violation: tuple[float, ...]
+    total_variation: tuple[float, ...]  # half the sum of |load - load_before|, in [0, 1]
+    top_changed: tuple[float, ...]  # share of tokens whose heaviest expert is another one
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -124,6 +153,8 @@ class Metrics:
     steps: list[Step] = field(default_factory=list)
     loads: list[Load] = field(default_factory=list)
     evaluations: list[Evaluation] = field(default_factory=list)
+    measures: list[Measure] = field(default_factory=list)
+    drifts: list[Drift] = field(default_factory=list)
     references: list[Reference] = field(default_factory=list)
     events: list[Event] = field(default_factory=list)  # as written: detours are part of the story
     samples: list[Sample] = field(default_factory=list)
@@ -195,6 +226,14 @@ def _add(metrics: Metrics, row: dict[str, object], where: str) -> None:
             new = _read(Evaluation, row, where)
             same = (new.step, new.name)
             _put(metrics.evaluations, new, lambda old: (old.step, old.name) == same)
+        case "measure":
+            measure = _read(Measure, row, where)
+            named = (measure.step, measure.name)
+            _put(metrics.measures, measure, lambda old: (old.step, old.name) == named)
+        case "drift":
+            drift = _read(Drift, row, where)
+            text = (drift.step, drift.name)
+            _put(metrics.drifts, drift, lambda old: (old.step, old.name) == text)
         case "reference":
             metrics.references.append(_read(Reference, row, where))
         case "event":
@@ -225,12 +264,14 @@ def _abandon(metrics: Metrics, step: int) -> None:
     _cut(metrics.steps, step - 1)
     _cut(metrics.loads, step)
     _cut(metrics.evaluations, step)
+    _cut(metrics.measures, step)
+    _cut(metrics.drifts, step)
     _cut(metrics.samples, step)
 
 
 _KINDS: dict[type, dict[str, object]] = {
     cls: get_type_hints(cls)
-    for cls in (Start, Step, Load, Evaluation, Reference, Event, Sample, End)
+    for cls in (Start, Step, Load, Evaluation, Measure, Drift, Reference, Event, Sample, End)
 }
 
 

@@ -12,23 +12,27 @@ from torch.utils.tensorboard import SummaryWriter
 
 from abyssal.train.history import (
     NAME,
+    Drift,
     End,
     Evaluation,
     Event,
     Load,
+    Measure,
     Reference,
     Sample,
     Start,
     Step,
 )
 
-Row = Start | Step | Load | Evaluation | Reference | Event | Sample | End
+Row = Start | Step | Load | Evaluation | Measure | Drift | Reference | Event | Sample | End
 
 _KINDS: dict[type, str] = {
     Start: "start",
     Step: "step",
     Load: "load",
     Evaluation: "eval",
+    Measure: "measure",
+    Drift: "drift",
     Reference: "reference",
     Event: "event",
     Sample: "sample",
@@ -54,11 +58,14 @@ class Journal:
         self.file.write(json.dumps(line, ensure_ascii=False, default=str) + "\n")
         self.file.flush()
         if isinstance(row, Step):
-            for name, value in dataclasses.asdict(row).items():
+            values = dataclasses.asdict(row)
+            for name, value in (values.pop("figures") | values).items():
                 if value is not None and name not in ("step", "tokens"):
                     self.board.add_scalar(f"train/{name}", value, row.step)
         elif isinstance(row, Evaluation):
             self.board.add_scalar(f"held_out/{row.name}", row.bits_per_byte, row.step)
+        elif isinstance(row, Measure):
+            self.board.add_scalar(f"held_out/{row.name}", row.value, row.step)
 
     def close(self) -> None:
         """Finish both files."""

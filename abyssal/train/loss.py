@@ -8,10 +8,13 @@ rows (`kernels/cross_entropy.py`), so that the logits of a whole batch never exi
     T tokens    D hidden_size    W vocab_size    E experts    K experts per token    N sequences
 """
 
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from abyssal.batch import IGNORE, Batch
 from abyssal.kernels import cross_entropy as kernel
@@ -23,30 +26,49 @@ ROUND = 512  # rows that gathered ones are filled up to a multiple of
 
 
 class Losses(NamedTuple):
-    """Sums over the scored tokens of a batch (in nats), and the balance term."""
+    """Sums over what a batch has to score (tokens, pairs), the balance term, and figures beside."""
 
     main: Tensor
     mtp: Tensor  # averaged over depths, not yet weighted by lambda
     balance: Tensor  # sum over MoE blocks of the mean over sequences, not yet weighted by alpha
+    # Name -> a sum and what it is to be divided by, once those of a step's batches are added up.
+    figures: Mapping[str, tuple[float, float]] = {}
 
 
-def losses(output: Output, head: Tensor, batch: Batch, *, top_k: int, balance: bool) -> Losses:
+def losses(
+    output: Output,
+    head: Tensor,
+    batch: Batch,
+    *,
+    top_k: int,
+    balance: bool,
+    sources: Mapping[str, Tensor] | None = None,
+) -> Losses:
     """Score one pass; `head` is (W, D), and each MTP module's rows predict labels its depth
     further.
+
+    `sources` says which labels (T,) bool each source brought; their mean losses become figures.
     """
     labels = batch.labels
     assert labels is not None
-    zero = output.hidden.new_zeros((), dtype=torch.float32)
-    main = cross_entropy(output.hidden, head, labels)
-    ahead = zero
+    main, each = by_row(output.hidden, head, labels)
+    ahead = output.hidden.new_zeros((), dtype=torch.float32)
     for depth, hidden in enumerate(output.mtp_hidden, 1):
         further = labels_ahead(labels, batch.cu_seqlens, depth)
         ahead = ahead + cross_entropy(hidden, head, further) / len(output.mtp_hidden)
-    routings = output.routings if balance else ()
-    term = zero
-    for routing in routings:
+    figures = {}
+    for name, brought in (sources or {}).items():
+        scored = brought & (labels != IGNORE)
+        figures[f"loss/{name}"] = (float(each[scored].double().sum()), float(scored.sum()))
+    return Losses(main, ahead, balance_term(output, batch, top_k=top_k, wanted=balance), figures)
+
+
+def balance_term(output: Output, batch: Batch, *, top_k: int, wanted: bool) -> Tensor:
+    """The sequence balance of every MoE block, summed; 0 where it is not wanted."""
+    term = output.hidden.new_zeros((), dtype=torch.float32)
+    for routing in output.routings if wanted else ():
         term = term + sequence_balance(routing, batch.cu_seqlens, top_k)
-    return Losses(main, ahead, term)
+    return term
 
 
 def labels_ahead(labels: Tensor, cu_seqlens: Tensor, depth: int) -> Tensor:
@@ -58,7 +80,12 @@ def labels_ahead(labels: Tensor, cu_seqlens: Tensor, depth: int) -> Tensor:
 
 
 def cross_entropy(hidden: Tensor, head: Tensor, labels: Tensor) -> Tensor:
-    """Summed negative log-likelihood in nats of labels (T,) given hidden (T, D) and head (W, D).
+    """Summed negative log-likelihood in nats of labels (T,) given hidden (T, D) and head (W, D)."""
+    return by_row(hidden, head, labels)[0]
+
+
+def by_row(hidden: Tensor, head: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """The same, and beside it that of each row (T,), which carries no gradient.
 
     Where many rows are ignored, the others are gathered and filled up to a round number: a matrix
     library prepares a kernel for every new one.
@@ -67,11 +94,33 @@ def cross_entropy(hidden: Tensor, head: Tensor, labels: Tensor) -> Tensor:
     chunk = _rows_at_a_time(head)
     step = min(chunk, ROUND)
     rows = (len(scored) + step - 1) // step * step
-    if rows < len(labels):
-        ignored = (labels == IGNORE).nonzero()[: rows - len(scored), 0]
-        chosen = torch.cat([scored, ignored])
-        hidden, labels = hidden[chosen], labels[chosen]
-    return kernel.cross_entropy(hidden, head, labels, chunk)
+    if rows >= len(labels):
+        return kernel.cross_entropy(hidden, head, labels, chunk)
+    ignored = (labels == IGNORE).nonzero()[: rows - len(scored), 0]
+    chosen = torch.cat([scored, ignored])
+    total, few = kernel.cross_entropy(hidden[chosen], head, labels[chosen], chunk)
+    return total, few.new_zeros(len(labels)).index_copy_(0, chosen, few)
+
+
+def token_logprobs(hidden: Tensor, head: Tensor, labels: Tensor) -> Tensor:
+    """log p of labels (T,) given hidden (T, D) and head (W, D) -> (T,) float32; 0 where ignored.
+
+    With gradients, and yet without the logits of all rows at once: chunks of rows go through the
+    head again in the backward. Other than `cross_entropy` it suits a loss in which every row's
+    gradient has a weight of its own, found only after the pass (preferences, policy gradients).
+    """
+    scored = (labels != IGNORE).nonzero()[:, 0]
+    few = [
+        checkpoint(_logprobs, hidden[rows], head, labels[rows], use_reentrant=False)
+        for rows in scored.split(_rows_at_a_time(head))
+    ]
+    zeros = hidden.new_zeros(len(labels), dtype=torch.float32)
+    return zeros.index_add(0, scored, torch.cat(few))
+
+
+def _logprobs(hidden: Tensor, head: Tensor, labels: Tensor) -> Tensor:
+    logits = (hidden @ head.T).float()
+    return -F.cross_entropy(logits, labels, reduction="none")
 
 
 def _rows_at_a_time(head: Tensor) -> int:

@@ -16,6 +16,7 @@ from abyssal.train.heatmap import heat_maps, legend
 from abyssal.train.history import Metrics
 
 STAGES = {"pretrain": "Pre-training", "sft": "Supervised fine-tuning",
+          "dpo": "Preference tuning", "reward": "Reward model",
           "grpo": "Reinforcement learning", "distill": "Distillation"}  # fmt: skip
 DEAD = 0.01  # of an even share: less, and an expert counts as dead
 
@@ -37,6 +38,16 @@ def final_bits(metrics: Metrics) -> dict[str, float]:
     return {row.name: row.bits_per_byte for row in metrics.evaluations}
 
 
+def final_measures(metrics: Metrics) -> dict[str, tuple[float, float]]:
+    """The first and the last held-out accuracy of every source."""
+    found: dict[str, tuple[float, float]] = {}
+    for row in metrics.measures:
+        if row.name.endswith("/accuracy"):
+            name = f"accuracy on {row.name.removesuffix('/accuracy')}"
+            found[name] = (found[name][0] if name in found else row.value, row.value)
+    return found
+
+
 def elapsed_s(metrics: Metrics) -> float:
     """Seconds of training, as the run last recorded them."""
     if metrics.end:
@@ -49,13 +60,14 @@ def key_figures(metrics: Metrics) -> list[tuple[str, str, str]]:
     steps, found = metrics.steps, list[tuple[str, str, str]]()
     if steps:
         loss, count = final_loss(metrics)
-        remark = (
-            f"nats per token, mean of the last {count} steps" if count > 1 else "nats per token"
-        )
+        unit = curves.loss_unit(metrics)
+        remark = f"{unit}, mean of the last {count} steps" if count > 1 else unit
         found.append(("Final loss", two_decimals(loss), remark))
     for name, bits in final_bits(metrics).items():
         first = next(row.bits_per_byte for row in metrics.evaluations if row.name == name)
         found.append((f"Held-out {name}", f"{bits:.3f}", f"bits per byte; {first:.3f} at first"))
+    for name, (first, last) in final_measures(metrics).items():
+        found.append((name.capitalize(), plain(last), f"held out; {plain(first)} at first"))
     if steps:
         found.append(("Tokens", number(steps[-1].tokens), f"in {steps[-1].step:,} steps"))
         speed = median(row.tokens_per_s for row in steps)
@@ -90,14 +102,41 @@ def experts(metrics: Metrics) -> str:
     if not metrics.loads:
         return chart
     dead, total, least = idle_experts(metrics)
+    maps = heat_maps(metrics.loads, layer_names(metrics, len(metrics.loads[0].load)))
     return (
         f"{chart}<p>Over the last tenth of recorded steps, {dead:,} of {total:,} routed experts "
         f"are dead (less than {percent(DEAD)} of an even share); the least used one gets "
         f'{plain(least)} even shares.</p>{legend()}<p class="note">Load of each expert in even '
         f"shares: 1 is balanced, blue is idle, orange is overworked. Columns are recorded steps in "
         f"order.</p>"
-        f'<div class="grid maps">'
-        f"{''.join(heat_maps(metrics.loads, _layer_names(metrics)))}</div>"
+        f'<div class="grid maps">{"".join(maps)}</div>'
+    )
+
+
+def drift(metrics: Metrics) -> str:
+    """Each MoE layer's routing before and after tuning, on the same text; of the last look."""
+    if not metrics.drifts:
+        return ""
+    last = metrics.drifts[-1]
+    names = layer_names(metrics, len(last.load))
+    head = ("Layer", "MaxVio before", "MaxVio after", "Total variation", "Top expert changed")
+    cells = "".join(f"<th{' class=num' if i else ''}>{name}</th>" for i, name in enumerate(head))
+    columns = zip(
+        names, last.max_violation_before, last.max_violation, last.total_variation,
+        last.top_changed, strict=True,
+    )  # fmt: skip
+    rows = "".join(
+        f"<tr><td>{escape(name)}</td><td class=num>{two_decimals(before)}</td>"
+        f"<td class=num>{two_decimals(after)}</td><td class=num>{percent(variation)}</td>"
+        f"<td class=num>{percent(changed)}</td></tr>"
+        for name, before, after, variation, changed in columns
+    )
+    return (
+        f'<p class="note">{number(last.tokens)} tokens of {escape(last.name)} through the model '
+        f"this run started from and the one it made. Total variation: the share of choices that "
+        f"went to other experts; top expert: a token's heaviest.</p>"
+        f'<div class="scroll"><table><thead><tr>{cells}</tr></thead><tbody>{rows}</tbody></table>'
+        f'</div><div class="grid">{"".join(curves.drifted(last, names))}</div>'
     )
 
 
@@ -117,9 +156,8 @@ def events(metrics: Metrics) -> str:
     return f'<div class="scroll"><table>{head}<tbody>{"".join(rows)}</tbody></table></div>'
 
 
-def _layer_names(metrics: Metrics) -> list[str]:
-    """The layers of a load row: MoE blocks in order, then the MTP modules if they are recorded."""
-    count = len(metrics.loads[0].load)
+def layer_names(metrics: Metrics, count: int) -> list[str]:
+    """The `count` layers of a load: MoE blocks in order, then the MTP modules if they are there."""
     if metrics.config is None:
         return [f"MoE layer {i}" for i in range(count)]
     first, blocks = metrics.config.first_k_dense_replace, metrics.config.num_hidden_layers

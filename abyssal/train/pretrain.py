@@ -13,7 +13,10 @@ from abyssal.config import ModelConfig
 from abyssal.errors import ConfigError
 from abyssal.model.transformer import DeepSeekV3
 from abyssal.tokenizer.bpe import Tokenizer
-from abyssal.train.run import Run
+from abyssal.train.machine import Machine
+from abyssal.train.run import Data, Run
+from abyssal.train.text import TextObjective
+from abyssal.train.trainer import Trainer, working_copy
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -21,8 +24,15 @@ class Pretrain(Run):
     """A run that makes a base model."""
 
     model: ModelConfig
+    data: Data
     init: Path | None = None  # a folder to go on from, under the (changed) positions of `model`
     output_scale: float = 1.0  # of o_proj and down_proj at random initialization
+
+
+def begin(run: Pretrain, tokenizer: Tokenizer, machine: Machine) -> Trainer:
+    """The loop before its first step."""
+    model = working_copy(build(run, tokenizer), machine)
+    return Trainer(run, TextObjective(run, run.data, model, tokenizer), machine)
 
 
 def build(run: Pretrain, tokenizer: Tokenizer) -> DeepSeekV3:

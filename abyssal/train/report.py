@@ -56,6 +56,7 @@ def _run(metrics: Metrics, anchor: str) -> str:
         ("", lambda: curves.learning(metrics, anchor)),
         ("What it writes", lambda: samples(metrics)),
         ("Experts", lambda: panels.experts(metrics)),
+        ("Drift of the routing", lambda: panels.drift(metrics)),
         ("Optimization", lambda: curves.optimization(metrics)),
         ("Speed", lambda: curves.speed(metrics)),
         ("Events", lambda: panels.events(metrics)),

@@ -1,7 +1,7 @@
 """Everything that decides a training run, whatever its stage: one frozen dataclass per TOML table.
 
 The defaults are the paper's (DeepSeek-V3, arXiv 2412.19437, section 4.2). Stages add what is
-theirs: pretrain.py the model and its data, sft.py the model to start from.
+theirs, beside the data: pretrain.py the model, all that tune one where it is (`Tuning`).
 """
 
 import math
@@ -11,6 +11,7 @@ from typing import Literal
 
 from abyssal.errors import ConfigError
 from abyssal.train.guard import GuardRules
+from abyssal.train.lora import Lora
 from abyssal.train.optim import Optim
 from abyssal.train.schedule import Curve, Segment, check_ascending
 
@@ -84,7 +85,6 @@ class Run:
 
     out: Path  # becomes the model folder
     tokenizer: Path
-    data: Data
     tokens: float = 14.8e12  # to train on in all
     minutes: float | None = None  # ceiling: plan fewer tokens if this machine would take longer
     seed: int = 0
@@ -120,3 +120,20 @@ class Run:
         }
         for name, curve in curves.items():
             check_ascending(curve, name, self.tokens)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Tuning(Run):
+    """A run that goes on with a model."""
+
+    init: Path  # its folder
+    lora: Lora | None = None  # learn through adapters, and leave the model itself as it is
+
+    def __post_init__(self) -> None:
+        Run.__post_init__(self)
+        moves = any(part.to or part.start for part in self.balance.gamma)
+        if self.lora is not None and moves:
+            raise ConfigError(
+                "balance.gamma moves the gates' biases, but with [lora] the model stays as it is; "
+                "set gamma = [{ until = 1, to = 0.0 }]"
+            )

@@ -5,22 +5,25 @@ what the assistant wrote is learned: the shards' masks say which tokens those ar
 """
 
 from dataclasses import dataclass
-from pathlib import Path
 
 from abyssal.errors import ConfigError
 from abyssal.model.transformer import DeepSeekV3
 from abyssal.tokenizer.bpe import Tokenizer
-from abyssal.train.run import Run
+from abyssal.train import lora
+from abyssal.train.machine import Machine
+from abyssal.train.run import Data, Tuning
+from abyssal.train.text import TextObjective
+from abyssal.train.trainer import Trainer, working_copy
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class SFT(Run):
+class SFT(Tuning):
     """A run that teaches a base model to answer."""
 
-    init: Path  # the base model's folder
+    data: Data
 
     def __post_init__(self) -> None:
-        Run.__post_init__(self)
+        Tuning.__post_init__(self)
         if not self.data.isolate or self.data.fim_rate:
             raise ConfigError(
                 f"data.isolate={self.data.isolate} and fim_rate={self.data.fim_rate}, but the sft "
@@ -29,9 +32,24 @@ class SFT(Run):
             )
 
 
-def build(run: SFT, tokenizer: Tokenizer) -> DeepSeekV3:
-    """The base model, ready to learn."""
+def begin(run: SFT, tokenizer: Tokenizer, machine: Machine) -> Trainer:
+    """The loop before its first step."""
+    model = start(run, tokenizer, machine)
+    return Trainer(run, TextObjective(run, run.data, model, tokenizer), machine)
+
+
+def start(run: Tuning, tokenizer: Tokenizer, machine: Machine) -> DeepSeekV3:
+    """The working copy of the model that any tuning starts from, with adapters if it has some."""
     model = DeepSeekV3.load(run.init)
+    check_fit(run, model, tokenizer)
+    model = working_copy(model, machine)
+    if run.lora is not None:
+        lora.attach(model, run.lora, run.seed)
+    return model
+
+
+def check_fit(run: Tuning, model: DeepSeekV3, tokenizer: Tokenizer) -> None:
+    """Refuse a tokenizer or a length that the model does not have."""
     config = model.config
     if tokenizer.vocab_size > config.vocab_size:
         raise ConfigError(
@@ -43,4 +61,3 @@ def build(run: SFT, tokenizer: Tokenizer) -> DeepSeekV3:
             f"batch.seq_len={run.batch.seq_len}, but {run.init} reaches "
             f"max_position_embeddings={config.max_position_embeddings}; lower seq_len"
         )
-    return model

@@ -1,8 +1,9 @@
 """The one loop: draw, pass, collect, clip, judge, step, balance, write down, save, resume.
 
-Pre-training, long-context extension and fine-tuning are this loop over other data. Everything that
-changes over a run is a function of tokens seen, and everything a step depends on is in the saved
-state, so a resumed run takes the steps that the uninterrupted one would have taken, bit for bit.
+Pre-training, long-context extension, fine-tuning, preferences and reward models are this loop under
+other objectives. Everything that changes over a run is a function of tokens seen, and everything a
+step depends on is in the saved state, so a resumed run takes the steps that the uninterrupted one
+would have taken, bit for bit.
 
     L MoE blocks    E experts
 """
@@ -10,32 +11,33 @@ state, so a resumed run takes the steps that the uninterrupted one would have ta
 import logging
 import resource
 import time
-from collections.abc import Iterator, Mapping
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
-from abyssal.batch import IGNORE, Batch
 from abyssal.checkpoint import state
-from abyssal.data.packing import Packer
 from abyssal.errors import ConfigError
-from abyssal.evals.harness import bits_per_byte
 from abyssal.model.transformer import DeepSeekV3
 from abyssal.plan.count import count
-from abyssal.tokenizer.bpe import Tokenizer
 from abyssal.train import balance, history
+from abyssal.train.drift import drift
 from abyssal.train.guard import Guard, Verdict
 from abyssal.train.journal import Journal
-from abyssal.train.loss import Losses, losses
+from abyssal.train.loss import Losses
 from abyssal.train.machine import Machine, keep_memory
+from abyssal.train.objective import Objective, Piece
 from abyssal.train.optim import Optimizer
-from abyssal.train.run import Run
+from abyssal.train.run import Run, Tuning
 from abyssal.train.schedule import value_at
 from abyssal.train.stopping import Stopping
 
 logger = logging.getLogger(__name__)
 
+_EXACT = ("gate.weight", "score.weight")  # of the router, of a reward model
 LOAD_EVERY = 20  # steps between two rows of expert load
 REPLAN_EVERY = 10  # steps between two looks at the clock, where `minutes` is a ceiling
 WARM = 20  # steps before the speed is looked at
@@ -45,29 +47,22 @@ REWINDS = 3  # to one saved state, before the run gives up
 class Trainer:
     """A model on its way: call `steps()` and watch, or drain it."""
 
-    def __init__(
-        self,
-        run: Run,
-        model: DeepSeekV3,
-        packer: Packer,
-        tokenizer: Tokenizer,
-        held_out: Mapping[str, list[str]],
-        machine: Machine,
-    ):
-        self.run, self.packer, self.tokenizer, self.machine = run, packer, tokenizer, machine
-        self.held_out = held_out
-        self.model = working_copy(model, machine)
-        self.optimizer = Optimizer(self.model, run.optim)
+    def __init__(self, run: Run, objective: Objective, machine: Machine):
+        """The objective's model is the working copy (`working_copy`)."""
+        self.run, self.objective, self.machine = run, objective, machine
+        self.model = model = objective.model
+        self.optimizer = Optimizer(model, run.optim)
         self.guard = Guard(run.guard)
         self.step, self.tokens, self.elapsed_s = 0, 0, 0.0
         self.rewinds = 0  # since the last saved state
         self.warm: tuple[int, float] | None = (
             None  # tokens and seconds when the first steps were done
         )
-        self.planned_tokens = run.tokens  # what schedules are keyed to; `minutes` may lower it
+        # What schedules are keyed to; `minutes` may lower it.
+        self.planned_tokens = min(run.tokens, objective.tokens)
         self.stopped_by: int | None = None  # the signal that ended `steps()` early
         self.flops_per_token = count(model.config).flops_per_token_training(
-            run.batch.seq_len, mtp=bool(model.mtp)
+            run.batch.seq_len, mtp=objective.mtp
         )
 
     @property
@@ -106,8 +101,8 @@ class Trainer:
     def _step(self, journal: Journal, clock: float) -> tuple[history.Step | None, Tensor]:
         """Draw and judge one global batch; None where the step was not taken."""
         began = time.monotonic()
-        batches = self._draw()
-        sums, load = self._accumulate(batches)
+        pieces = self._draw()
+        sums, load = self._accumulate(pieces)
         grad_norm = self.optimizer.clip()
         verdict = self.guard.judge(sums.main.item(), grad_norm)
         if verdict is not Verdict.TAKE:
@@ -115,8 +110,8 @@ class Trainer:
             return None, load
         lr, gamma = self.learning_rate(), self._at("gamma")
         self.optimizer.step(lr)
-        balance.update_biases(self.model.gates(), load, gamma)
-        tokens = sum(len(batch.tokens) for batch in batches)
+        balance.update_biases(self.model.gates()[: len(load)], load, gamma)
+        tokens = sum(len(piece.batch.tokens) for piece in pieces)
         mtp_lambda = self._at("mtp_lambda")
         self.step += 1
         self.tokens += tokens
@@ -127,50 +122,53 @@ class Trainer:
             step=self.step,
             tokens=self.tokens,
             loss=sums.main.item(),
-            mtp_loss=sums.mtp.item() if self.model.mtp else None,
+            mtp_loss=sums.mtp.item() if self.objective.mtp else None,
             balance_loss=sums.balance.item(),
             lr=lr,
             gamma=gamma,
-            mtp_lambda=mtp_lambda if self.model.mtp else None,
+            mtp_lambda=mtp_lambda if self.objective.mtp else None,
             batch_tokens=tokens,
             grad_norm=grad_norm,
             max_violation=None if violation is None else violation.mean().item(),
             max_violation_worst=None if violation is None else violation.max().item(),
+            figures={name: total / units for name, (total, units) in sums.figures.items()},
             tokens_per_s=tokens / seconds,
             mfu=tokens / seconds * self.flops_per_token / self.machine.peak_flops,
             elapsed_s=self.elapsed_s,
         ), load
 
-    def _draw(self) -> list[Batch]:
+    def _draw(self) -> Sequence[Piece]:
         """The micro-batches of one step."""
         run = self.run
         sequences = value_at(run.batch.sequences, self.tokens, self.planned_tokens)
-        passes = max(1, round(sequences / run.batch.micro_sequences))
-        return [self.packer.next_batch() for _ in range(passes)]
+        return self.objective.draw(max(1, round(sequences / run.batch.micro_sequences)))
 
-    def _accumulate(self, batches: list[Batch]) -> tuple[Losses, Tensor]:
+    def _accumulate(self, pieces: Sequence[Piece]) -> tuple[Losses, Tensor]:
         """Run and differentiate every micro-batch -> mean losses, and the step's load (L, E)."""
-        run, model, top_k = self.run, self.model, self.model.config.num_experts_per_tok
-        scored = max(
-            1, sum(int((b.labels != IGNORE).sum()) for b in batches if b.labels is not None)
-        )
+        run, model = self.run, self.model
+        scored = max(1, sum(piece.weight for piece in pieces))
         mtp_lambda, alpha = self._at("mtp_lambda"), run.balance.alpha
         total = torch.zeros(3, dtype=torch.float64)
         load = torch.zeros(0, 0, dtype=torch.int64)
-        for batch in batches:
-            batch = batch.to(self.machine.device)
-            output = model(batch, mtp=bool(model.mtp), recompute=run.recompute)
-            parts = losses(output, model.lm_head.weight, batch, top_k=top_k, balance=alpha > 0)
+        figures, units = defaultdict[str, float](float), defaultdict[str, float](float)
+        for piece in pieces:
+            batch = piece.batch.to(self.machine.device)
+            output = model(batch, mtp=self.objective.mtp, recompute=run.recompute)
+            parts = piece.score(output, batch, balance=alpha > 0)
             main, ahead = parts.main / scored, parts.mtp / scored
-            term = parts.balance / len(batches)
+            term = parts.balance / len(pieces)
             loss = main + mtp_lambda * ahead + alpha * term
             loss.backward()
             self.optimizer.collect()
             total += torch.stack([main, ahead, term]).detach().double().cpu()
+            for name, (value, unit) in parts.figures.items():
+                figures[name] += value
+                units[name] += unit
             if output.routings:
                 counts = balance.expert_load(output.routings)
                 load = counts if not len(load) else load + counts
-        return Losses(*total), load
+        means = {name: (figures[name], units[name]) for name in figures if units[name]}
+        return Losses(total[0], total[1], total[2], means), load
 
     def _refuse(self, verdict: Verdict, loss: float, grad_norm: float, journal: Journal) -> None:
         """Drop a bad step; after too many, go back to the last state but on with fresh data."""
@@ -190,9 +188,9 @@ class Trainer:
                 + ("again and again" if saved else "with no saved state to go back to")
                 + f"; lower optim.lr={self.run.optim.lr:g} or raise optim.warmup_steps"
             )
-        place = self.packer.state_dict()  # the data goes on: the same batches would fail again
+        place = self.objective.place()  # the data goes on: the same batches would fail again
         self._restore(saved)
-        self.packer.load_state_dict(place)
+        self.objective.go_to(place)
         journal.write(history.Event(step=saved.step, what="rewind", detail=detail))
 
     # Schedules
@@ -221,24 +219,21 @@ class Trainer:
     # Looking and saving
 
     def evaluate(self, journal: Journal) -> None:
-        """Score the held-out text."""
+        """Score what is held out."""
         self.model.eval()
-        for name, texts in self.held_out.items():
-            result = bits_per_byte(self.model, self.tokenizer, texts)
-            journal.write(
-                history.Evaluation(
-                    step=self.step,
-                    tokens=self.tokens,
-                    name=name,
-                    bits_per_byte=result.bits_per_byte,
-                )
-            )
+        for row in self.objective.evaluate(self.step, self.tokens):
+            journal.write(row)
         self.model.train()
 
     def finish(self, journal: Journal) -> None:
         """Publish the model folder, and write down the end."""
-        self.model.save(self.run.out)
-        self.tokenizer.save(self.run.out)
+        self.objective.publish(self.run.out)
+        probe = self.objective.probe() if isinstance(self.run, Tuning) else None
+        if isinstance(self.run, Tuning) and probe:
+            before = working_copy(DeepSeekV3.load(self.run.init), self.machine)
+            found = drift(before, self.model, probe, self.step)
+            if found is not None:
+                journal.write(found)
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
         journal.write(
             history.End(
@@ -252,6 +247,7 @@ class Trainer:
         tensors |= {
             f"bias.{i}": g.e_score_correction_bias for i, g in enumerate(self.model.gates())
         }
+        tensors |= self.objective.tensors()
         values = {
             "step": self.step,
             "optimizer_steps": self.optimizer.steps,
@@ -260,7 +256,7 @@ class Trainer:
             "elapsed_s": self.elapsed_s,
             "warm": self.warm,
             "dtype": str(self.machine.dtype),
-            "packer": self.packer.state_dict(),
+            "data": self.objective.place(),
             "guard": self.guard.state(),
         }
         state.save(self.root, self.step, tensors, values, self.run.keep)
@@ -272,9 +268,9 @@ class Trainer:
         if saved is None:
             return False
         self._restore(saved)
-        packer = saved.values["packer"]
-        assert isinstance(packer, dict)
-        self.packer.load_state_dict(packer)
+        place = saved.values["data"]
+        assert isinstance(place, dict)
+        self.objective.go_to(place)
         return True
 
     def _restore(self, saved: state.State) -> None:
@@ -292,20 +288,25 @@ class Trainer:
         self.optimizer.restore(saved.tensors, int(str(values["optimizer_steps"])))
         for i, gate in enumerate(self.model.gates()):
             gate.e_score_correction_bias.copy_(saved.tensors[f"bias.{i}"])
+        self.objective.restore(saved.tensors)
         guard = values["guard"]
         assert isinstance(guard, dict)
         self.guard.restore(guard)
 
 
-def working_copy(model: DeepSeekV3, machine: Machine) -> DeepSeekV3:
+Model = TypeVar("Model", bound=DeepSeekV3)
+
+
+def working_copy(model: Model, machine: Machine) -> Model:
     """The model on the machine's device, its matrices in the machine's precision.
 
-    Routers and their biases stay in float32 (section 3.3.1).
+    Routers and their biases stay in float32 (section 3.3.1), and so does the head of a reward
+    model.
     """
     keep_memory()
     model = model.to(machine.device).train()
     for name, parameter in model.named_parameters():
-        kind = torch.float32 if name.endswith("gate.weight") else machine.dtype
+        kind = torch.float32 if name.endswith(_EXACT) else machine.dtype
         parameter.data = parameter.data.to(kind)
     for gate in model.gates():  # some folders hold them in BF16, where gamma would be lost
         gate.e_score_correction_bias = gate.e_score_correction_bias.float()

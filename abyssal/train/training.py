@@ -1,44 +1,72 @@
 """A recipe put to work: check it, find or begin its run folder, and hand out a trainer.
 
-    OUT/    the model folder    recipe.json    metrics.jsonl    tensorboard/    report.html
-            trainer/ (while the run lasts)    done.json (afterwards)
-
 Running the same recipe again goes on where it stopped, and does nothing when it is done.
 """
 
 import dataclasses
-import datetime
-import json
 import logging
-import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any, NamedTuple, Protocol
 
 from abyssal import recipe as recipes
-from abyssal.checkpoint import files
 from abyssal.config import PRESETS, ModelConfig
-from abyssal.data.packing import Packer
-from abyssal.data.shards import Shards
-from abyssal.data.sources import Source
 from abyssal.engine.llm import LLM
-from abyssal.errors import ConfigError, DataError
-from abyssal.plan.count import count
+from abyssal.errors import ConfigError
+from abyssal.model.transformer import DeepSeekV3
 from abyssal.tokenizer.bpe import Tokenizer
 from abyssal.tokenizer.chat import Message, render
-from abyssal.train import history, pretrain, sft
+from abyssal.train import history, preference, pretrain, reward_model, sft
+from abyssal.train.folder import RunFolder
 from abyssal.train.journal import Journal
-from abyssal.train.machine import measure
-from abyssal.train.pretrain import Pretrain
-from abyssal.train.report import write_report
-from abyssal.train.run import DataSource
-from abyssal.train.sft import SFT
-from abyssal.train.trainer import Trainer
+from abyssal.train.machine import Machine, measure
+from abyssal.train.run import Run
 
 logger = logging.getLogger(__name__)
 
-STAGES: dict[str, type[Pretrain] | type[SFT]] = {"pretrain": Pretrain, "sft": SFT}
-_RECIPE, _DONE = "recipe.json", "done.json"
-_FREE = {"out", "keep", "save_every", "eval_every", "samples"}  # keys that decide no weight
+
+class Loop(Protocol):
+    """What takes a run from its first step to its last: trainer.py's, or a stage's own."""
+
+    model: DeepSeekV3
+    machine: Machine
+    step: int
+    tokens: int
+    planned_tokens: float
+    stopped_by: int | None  # the signal that ended `steps` early
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether no step is left."""
+
+    def resume(self) -> bool:
+        """Go on from the newest saved state, if there is one."""
+
+    def evaluate(self, journal: Journal) -> None:
+        """Score what is held out."""
+
+    def steps(self, journal: Journal) -> Iterator[history.Step]:
+        """Take the steps that are left, saving on the way and at the end."""
+
+    def finish(self, journal: Journal) -> None:
+        """Publish what the run is for."""
+
+
+class Stage(NamedTuple):
+    """A kind of run: what its recipe says, and the loop before the first step."""
+
+    run: type[Run]
+    begin: Callable[[Any, Tokenizer, Machine], Loop]
+    tunes: bool = True  # a model that is scored before the first step
+    chats: bool = True  # samples are answers of a chat, not continuations
+
+
+STAGES = {
+    "pretrain": Stage(pretrain.Pretrain, pretrain.begin, tunes=False, chats=False),
+    "sft": Stage(sft.SFT, sft.begin),
+    "dpo": Stage(preference.DPO, preference.begin),
+    "reward": Stage(reward_model.Reward, reward_model.begin, chats=False),
+}
 
 
 class Training:
@@ -48,121 +76,69 @@ class Training:
         self.where = str(recipe)
         values = recipes.load(recipe, overrides)
         self.stage = recipes.stage_of(values, STAGES, self.where)
-        self.run = recipes.fill(STAGES[self.stage], _unfold_preset(values, self.where), self.where)
+        kind = STAGES[self.stage].run
+        self.run = recipes.fill(kind, _unfold_preset(values, self.where), self.where)
+        self.place = RunFolder(self.run, self.stage, self.where)
         self.folder = self.run.out
         self.stopped_by: int | None = None
         self.planned_tokens = self.run.tokens
-        self._written = _plain(self.run)
-        self._check_folder()
 
     @property
     def is_done(self) -> bool:
         """Whether an earlier call took this run to its end."""
-        return (self.folder / _DONE).is_file()
+        return self.place.is_done
 
     def steps(self) -> Iterator[history.Step]:
         """Take the steps that are left, then publish the model folder and its report."""
         if self.is_done:
-            shutil.rmtree(self.folder / "trainer", ignore_errors=True)  # of a kill after the end
+            self.place.clear()  # of a kill after the end
             return
         run = self.run
         tokenizer = Tokenizer.load(run.tokenizer)
-        packer = _packer(run, tokenizer)
-        held_out = {
-            s.name: _texts(s, tokenizer, run.data.held_out_documents) for s in run.data.held_out
-        }
-        model = (
-            pretrain.build(run, tokenizer)
-            if isinstance(run, Pretrain)
-            else sft.build(run, tokenizer)
-        )
-        _check_samples(run, tokenizer, model.config.max_position_embeddings)
-        machine = measure(self._precision())
-        trainer = Trainer(run, model, packer, tokenizer, held_out, machine)
-        self._open_folder(str(machine.dtype).removeprefix("torch."))
+        machine = measure(self.place.precision())
+        loop = STAGES[self.stage].begin(run, tokenizer, machine)
+        self._check_samples(tokenizer, loop.model.config.max_position_embeddings)
+        self.place.open(machine)
         with Journal(self.folder) as journal:
-            self._begin(trainer, journal)
-            for step in trainer.steps(journal):
-                self.planned_tokens = trainer.planned_tokens
+            self._begin(loop, journal)
+            for step in loop.steps(journal):
+                self.planned_tokens = loop.planned_tokens
                 yield step
-            self.stopped_by = trainer.stopped_by
-            if trainer.is_finished:
-                trainer.finish(journal)
-                self._sample(journal, trainer)
-        if trainer.is_finished:
-            write_report(self.folder / "report.html", [self.folder], self.where)
-            files.publish_json(
-                self.folder / _DONE, {"step": trainer.step, "tokens": trainer.tokens}
-            )
-            shutil.rmtree(self.folder / "trainer")
+            self.stopped_by = loop.stopped_by
+            if loop.is_finished:
+                loop.finish(journal)
+                self._sample(journal, loop.step)
+        if loop.is_finished:
+            self.place.complete(loop.step, loop.tokens)
 
-    def _begin(self, trainer: Trainer, journal: Journal) -> None:
-        counts = count(trainer.model.config)
-        journal.write(
-            history.Start(
-                stage=self.stage,
-                recipe=self._written,
-                config=trainer.model.config.to_dict(),
-                params_total=counts.params_total,
-                params_active=counts.params_active,
-                machine=trainer.machine.description,
-                time=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-            )
-        )
-        if trainer.resume():
-            journal.write(history.Event(step=trainer.step, what="resumed"))
-        elif self.stage == "sft":
-            trainer.evaluate(journal)  # where the base model stands
+    def _begin(self, loop: Loop, journal: Journal) -> None:
+        self.place.introduce(journal, loop.model.config, loop.machine)
+        if loop.resume():
+            journal.write(history.Event(step=loop.step, what="resumed"))
+        elif STAGES[self.stage].tunes:
+            loop.evaluate(journal)  # where the model stands
 
-    def _sample(self, journal: Journal, trainer: Trainer) -> None:
+    def _sample(self, journal: Journal, step: int) -> None:
         """Complete the recipe's prompts once each; a chat model answers them."""
-        llm = LLM(self.folder)
-        is_chat = self.stage == "sft"
+        if not self.run.samples:
+            return
+        llm, is_chat = LLM(self.folder), STAGES[self.stage].chats
         for i, prompt in enumerate(self.run.samples):
             say = llm.chat if is_chat else llm.generate
             text = say(prompt, max_tokens=160, temperature=0.6, top_p=0.9, seed=i).text
-            journal.write(history.Sample(step=trainer.step, prompt=prompt, text=text, chat=is_chat))
+            journal.write(history.Sample(step=step, prompt=prompt, text=text, chat=is_chat))
 
-    def _precision(self) -> str:
-        """The recipe's; "auto" is decided once, for a busy machine may measure otherwise later."""
-        if self.run.precision != "auto" or not (self.folder / _RECIPE).is_file():
-            return self.run.precision
-        return str(files.read_json(self.folder / _RECIPE).get("precision", "auto"))
-
-    def _open_folder(self, precision: str) -> None:
-        """Make the run's folder, and say in it whose it is."""
-        about = {"stage": self.stage, "recipe": self._written, "precision": precision}
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            files.publish_json(self.folder / _RECIPE, about)
-        except OSError as problem:
-            raise ConfigError(
-                f"out={self.folder} cannot be written ({problem.strerror}); choose another folder"
-            ) from None
-
-    def _check_folder(self) -> None:
-        """Refuse to mix this run with another one or with files that are not a run's."""
-        if self.folder.exists() and not self.folder.is_dir():
-            raise ConfigError(f"out={self.folder} is a file, expected a folder; choose another")
-        there = self.folder.iterdir() if self.folder.exists() else ()
-        if not any(path for path in there if not path.name.startswith(".")):
-            return
-        if not (self.folder / _RECIPE).is_file():
-            raise ConfigError(
-                f"{self.folder} holds files of no run; choose another out, or remove it"
-            )
-        before = files.read_json(self.folder / _RECIPE).get("recipe")
-        now = json.loads(json.dumps(self._written))
-        if not isinstance(before, dict):
-            raise ConfigError(f"{self.folder / _RECIPE} holds no recipe; remove {self.folder}")
-        changed = sorted(k for k in now.keys() | before.keys() if now.get(k) != before.get(k))
-        changed = [key for key in changed if key not in _FREE]
-        if changed:
-            raise ConfigError(
-                f"{self.folder} holds a run of another recipe ({', '.join(changed)} differ); "
-                "choose "
-                f"another out, or remove it"
-            )
+    def _check_samples(self, tokenizer: Tokenizer, context: int) -> None:
+        """Refuse prompts too long for the model before the run, not at its end."""
+        for prompt in self.run.samples:
+            tokens = tokenizer.encode(prompt, bos=True)
+            if STAGES[self.stage].chats:
+                tokens = render([Message("user", prompt)], tokenizer).tokens
+            if len(tokens) >= context:
+                raise ConfigError(
+                    f"samples: {prompt!r:.60} has {len(tokens)} tokens, expected at most "
+                    f"{context - 1} (max_position_embeddings={context}); shorten it"
+                )
 
 
 def train(recipe: str | Path, **overrides: object) -> Path:
@@ -193,60 +169,3 @@ def _unfold_preset(values: dict[str, object], where: str) -> dict[str, object]:
     fields = {f.name: getattr(preset, f.name) for f in dataclasses.fields(preset)}
     fields |= {key: value for key, value in table.items() if key != "preset"}
     return values | {"model": fields}
-
-
-def _plain(run: Pretrain | SFT) -> dict[str, object]:
-    """The run as JSON has it."""
-    plain: dict[str, object] = json.loads(json.dumps(dataclasses.asdict(run), default=str))
-    return plain
-
-
-def _packer(run: Pretrain | SFT, tokenizer: Tokenizer) -> Packer:
-    sources = [
-        Source(shards=_open(source, tokenizer), weight=source.weight, name=source.name)
-        for source in run.data.sources
-    ]
-    return Packer(
-        sources,
-        tokens_per_batch=run.batch.micro_tokens,
-        seq_len=run.batch.seq_len,
-        isolate=run.data.isolate,
-        fim_rate=run.data.fim_rate,
-        seed=run.seed,
-    )
-
-
-def _texts(source: DataSource, tokenizer: Tokenizer, documents: int) -> list[str]:
-    """The first documents of a shard folder, as text again."""
-    shards = _open(source, tokenizer)
-    taken = range(min(documents, len(shards)))
-    texts = [tokenizer.decode(shards.tokens(i).tolist()) for i in taken]
-    if not any(texts):
-        raise DataError(
-            f"{source.shards}: its first {len(texts)} documents hold no text to score; "
-            "leave it out of data.held_out, or raise held_out_documents"
-        )
-    return texts
-
-
-def _check_samples(run: Pretrain | SFT, tokenizer: Tokenizer, context: int) -> None:
-    """Refuse prompts too long for the model before the run, not at its end."""
-    for prompt in run.samples:
-        tokens = tokenizer.encode(prompt, bos=True)
-        if isinstance(run, SFT):
-            tokens = render([Message("user", prompt)], tokenizer).tokens
-        if len(tokens) >= context:
-            raise ConfigError(
-                f"samples: {prompt!r:.60} has {len(tokens)} tokens, expected at most {context - 1} "
-                f"(max_position_embeddings={context}); shorten it"
-            )
-
-
-def _open(source: DataSource, tokenizer: Tokenizer) -> Shards:
-    shards = Shards(source.shards)
-    if shards.meta.tokenizer_sha256 != tokenizer.sha256:
-        raise DataError(
-            f"{source.shards} was encoded with another tokenizer than the recipe's; "
-            "prepare it again with this one"
-        )
-    return shards

@@ -5,11 +5,12 @@ from pathlib import Path
 
 import pytest
 
-from abyssal.data.conversations import encode_conversation, read_conversations
+from abyssal.data.conversations import encode_conversation, read_conversations, unfold
 from abyssal.data.documents import DropReport
+from abyssal.data.encoding import encode
 from abyssal.errors import DataError
 from abyssal.tokenizer.bpe import Tokenizer
-from abyssal.tokenizer.chat import Message
+from abyssal.tokenizer.chat import Message, ToolCall
 
 TALK = [
     Message("system", "Be brief."),
@@ -94,3 +95,57 @@ def test_what_a_user_types_never_becomes_a_control_token(tokenizer: Tokenizer):
     )
     assert tokens.count(tokenizer.eos_token_id) == 1
     assert tokens.count(tokenizer.control("<｜Assistant｜>")) == 1
+
+
+THOUGHTS = [
+    Message("user", "Where do fish sleep?"),
+    Message("assistant", "Under rocks.", reasoning="fish hide"),
+    Message("user", "And crabs?"),
+    Message("assistant", "There too.", reasoning="crabs sleep"),
+]
+
+
+@pytest.mark.parametrize("layout", ["r1", "v3.1"])
+def test_every_thought_is_learned_once_in_the_context_it_is_written_in(tokenizer, layout):
+    end = tokenizer.decode([tokenizer.eos_token_id], skip_control=False)
+    parts = unfold(THOUGHTS, layout)
+    assert parts == [THOUGHTS[:2], THOUGHTS]
+    first, second = (encode_conversation(part, tokenizer, layout) for part in parts)
+    for (tokens, mask), thought, answer in (
+        (first, "fish hide", "Under rocks."), (second, "crabs sleep", "There too."),
+    ):  # fmt: skip
+        text = learned(tokenizer, tokens, mask)
+        assert [text.count(word) for word in (thought, "</think>", answer, end)] == [1, 1, 1, 1]
+    whole = tokenizer.decode(second[0], skip_control=False)
+    assert "fish hide" not in whole  # the layout drops it once the user speaks again
+    assert "Under rocks." in whole
+    assert "Under rocks." not in learned(tokenizer, *second)
+    encoded = list(encode([THOUGHTS], tokenizer, layout=layout))
+    assert encoded == [first, second]
+
+
+def test_conversations_without_earlier_thoughts_stay_whole(tokenizer):
+    assert unfold(TALK, "r1") == [TALK]
+    assert unfold(THOUGHTS, "v3") == [THOUGHTS]  # a layout that never shows any
+    late = [*TALK[:-1], Message("assistant", "There too.", reasoning="crabs sleep")]
+    assert unfold(late, "r1") == [late]
+    assert (
+        learned(tokenizer, *encode_conversation(late, tokenizer, "r1")).count("Under rocks.") == 1
+    )
+
+
+@pytest.mark.parametrize("layout", ["v3", "r1"])
+def test_calls_are_learned_and_what_tools_say_is_not(tokenizer, layout):
+    talk = [
+        Message("user", "Where do fish sleep?"),
+        Message("assistant", "", tool_calls=(ToolCall("look", '{"at": "rocks"}'),)),
+        Message("tool", "three fish"),
+        Message("assistant", "Under rocks."),
+    ]
+    tokens, mask = encode_conversation(talk, tokenizer, layout)
+    text = learned(tokenizer, tokens, mask)
+    assert "look" in text
+    assert '{"at": "rocks"}' in text
+    assert text.count("Under rocks.") == 1
+    assert "three fish" not in text
+    assert "three fish" in tokenizer.decode(tokens)

@@ -8,8 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from abyssal.batch import IGNORE
+from abyssal.kernels import cross_entropy as kernel
 from abyssal.kernels import registry
-from abyssal.kernels.cross_entropy import cross_entropy, reference
+from abyssal.kernels.cross_entropy import reference
 
 SIZES = st.tuples(
     st.sampled_from([1, 2, 17, 40]),
@@ -26,6 +27,11 @@ def example(T, D, W, seed=0, dtype=torch.float32):
     labels = torch.randint(W, (T,), generator=generator)
     labels[torch.rand(T, generator=generator) < 0.3] = IGNORE
     return hidden.requires_grad_(), head.requires_grad_(), labels
+
+
+def cross_entropy(hidden, head, labels, rows):
+    """The sum alone."""
+    return kernel.cross_entropy(hidden, head, labels, rows)[0]
 
 
 def native_rows(logits, labels, learning=True):
@@ -67,6 +73,19 @@ def test_in_bfloat16_it_is_close(sizes, rows, seed):
 
 
 # Rows
+
+
+@given(SIZES, st.sampled_from([1, 7, 64]), st.booleans())
+def test_the_losses_of_rows_are_torchs_and_their_sum_is_the_loss(sizes, rows, learning):
+    hidden, head, labels = example(*sizes)
+    with torch.set_grad_enabled(learning):
+        total, each = kernel.cross_entropy(hidden, head, labels, rows)
+    wanted = torch.nn.functional.cross_entropy(
+        hidden.detach() @ head.detach().T, labels, ignore_index=IGNORE, reduction="none"
+    )
+    torch.testing.assert_close(each, wanted, rtol=1e-4, atol=1e-5)
+    assert each.sum().item() == pytest.approx(total.item(), rel=1e-5, abs=1e-5)
+    assert not each.requires_grad
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])

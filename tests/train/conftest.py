@@ -1,5 +1,6 @@
 """A toy run: a tokenizer of 330 words, a few dozen fish, and a recipe of twelve short steps."""
 
+import json
 import os
 import random
 import signal
@@ -16,6 +17,7 @@ from abyssal.data.documents import DropReport
 from abyssal.data.encoding import encode, write_encoded
 from abyssal.model.transformer import DeepSeekV3
 from abyssal.tokenizer.bpe import Tokenizer
+from abyssal.tokenizer.chat import Message
 from abyssal.train import history
 from abyssal.train.history import read_metrics
 from abyssal.train.training import Training
@@ -69,6 +71,51 @@ schedule = [{{ until = 1, start = 1.0, to = 0.1, shape = "cosine" }}]
 [balance]
 gamma = [{{ until = 1, to = 0.01 }}]
 """
+TUNING = """
+out = "{root}/tuned"
+init = "{root}/base"
+tokenizer = "{root}/tokenizer"
+seed = 3
+precision = "float32"
+mtp_lambda = [{{ until = 1, to = 0.0 }}]
+save_every = 4
+eval_every = 5
+
+[optim]
+lr = 0.003
+warmup_steps = 3
+schedule = [{{ until = 1, start = 1.0, to = 0.1, shape = "cosine" }}]
+
+[balance]
+gamma = [{{ until = 1, to = 0.0 }}]
+"""
+STAGES = {
+    "sft": """
+tokens = {tokens}
+
+[data]
+isolate = true
+fim_rate = 0.0
+sources = [{{ name = "talk", shards = "{root}/data/talk" }}]
+held_out = [{{ name = "crabs", shards = "{root}/data/crabs" }}]
+
+[batch]
+seq_len = 32
+sequences = [{{ until = 1, to = 2 }}]
+micro_sequences = 2
+""",
+    "dpo": """
+[data]
+sources = [{{ name = "pairs", rows = "{root}/pairs.jsonl" }}]
+held_out = [{{ name = "others", rows = "{root}/others.jsonl" }}]
+
+[batch]
+seq_len = 64
+sequences = [{{ until = 1, to = 4 }}]
+micro_sequences = 2
+""",
+}
+STAGES["reward"] = STAGES["dpo"]
 STEP = 64  # tokens of a step of the recipe
 STEPS = 12
 
@@ -78,6 +125,17 @@ def texts(number: int, seed: int) -> list[str]:
     rng = random.Random(seed)
     words = ["fish", "crab", "sea", "deep", "swam", "met", "dark", "blue", "and", "the", "a"]
     return [" ".join(rng.choices(words, k=rng.randint(4, 30))) + f" {i}.\n" for i in range(number)]
+
+
+def pairs(number: int, seed: int) -> list[dict[str, object]]:
+    """Answers that keep to what was asked for, and answers that do not."""
+    rng, rows = random.Random(seed), []
+    for _ in range(number):
+        asked, other = rng.sample(["fish", "crab"], 2)
+        seas = ["dark sea", "blue sea", "deep blue sea"]
+        told = [f"the {who} swam in the {rng.choice(seas)}" for who in (asked, other)]
+        rows.append({"prompt": f"a {asked}", "chosen": told[0], "rejected": told[1]})
+    return rows
 
 
 class Course(NamedTuple):
@@ -116,9 +174,44 @@ def course(tmp_path_factory: pytest.TempPathFactory) -> Course:
         stories = texts(size, size)
         folder = root / "data" / name
         write_encoded(folder, encode(stories, tokenizer), tokenizer, DropReport(total=size))
+    for name, seed in (("talk", 5), ("gossip", 6)):
+        chats = [
+            [Message("user", str(row["prompt"])), Message("assistant", str(row["chosen"]))]
+            for row in pairs(30, seed)
+        ]
+        write_encoded(root / "data" / name, encode(chats, tokenizer), tokenizer, DropReport())
+    for name, size in (("pairs", 24), ("others", 7)):
+        lines = [json.dumps(row) for row in pairs(size, size)]
+        (root / f"{name}.jsonl").write_text("\n".join(lines))
     recipe = root / "toy.toml"
     recipe.write_text(RECIPE.format(root=root, tokens=STEPS * STEP))
+    for stage, own in STAGES.items():
+        text = f'stage = "{stage}"\n' + TUNING.partition("\n[optim]")[0] + own
+        text += "\n[optim]" + TUNING.partition("\n[optim]")[2]
+        if stage != "sft":
+            text = text.replace("[data]", "epochs = 2.0\n\n[data]", 1)
+        (root / f"{stage}.toml").write_text(text.format(root=root, tokens=STEPS * STEP))
     return Course(root, recipe, tokenizer)
+
+
+@pytest.fixture(scope="session")
+def base(course: Course) -> Path:
+    """The folder of a small trained model, which the recipes of `tune` start from."""
+    training = Training(course.recipe, {"out": course.root / "base"})
+    list(training.steps())
+    return training.folder
+
+
+@pytest.fixture
+def tune(course: Course, base: Path, tmp_path: Path) -> Callable[..., Training]:
+    """tune("dpo", changes, out="name"): a run that goes on with `base`."""
+
+    def build(stage: str, changes: dict | None = None, out: str = "run") -> Training:
+        return Training(
+            course.root / f"{stage}.toml", {"out": tmp_path / out, "init": base, **(changes or {})}
+        )
+
+    return build
 
 
 @pytest.fixture

@@ -4,6 +4,7 @@ import pytest
 
 from abyssal.errors import ConfigError
 from abyssal.model.transformer import DeepSeekV3
+from abyssal.train import text
 from abyssal.train import trainer as loop
 from abyssal.train.loss import losses
 
@@ -22,7 +23,7 @@ def poison(monkeypatch):
             found = losses(*arguments, **options)
             return how(found) if when(passes[0]) else found
 
-        monkeypatch.setattr(loop, "losses", poisoned)
+        monkeypatch.setattr(text, "losses", poisoned)
         return passes
 
     return set_up
@@ -109,7 +110,7 @@ def poison_data(finish, monkeypatch):
             taken.append(batch.tokens.tolist())
             return how(found) if taken[-1] in bad else found
 
-        monkeypatch.setattr(loop, "losses", by_data)
+        monkeypatch.setattr(text, "losses", by_data)
         finish(changes, out="scout")
         bad.extend(taken[place] for place in places)
 
