@@ -1,35 +1,27 @@
 """A recipe put to work: check it, find or begin its run folder, and hand out a trainer.
 
-    OUT/    the model folder    recipe.json    metrics.jsonl    tensorboard/    report.html
-            trainer/ (while the run lasts)    done.json (afterwards)
-
 Running the same recipe again goes on where it stopped, and does nothing when it is done.
 """
 
 import dataclasses
-import datetime
-import json
 import logging
-import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from abyssal import recipe as recipes
-from abyssal.checkpoint import files
 from abyssal.config import PRESETS, ModelConfig
 from abyssal.data.packing import Packer
 from abyssal.data.shards import Shards
 from abyssal.data.sources import Source
 from abyssal.engine.llm import LLM
 from abyssal.errors import ConfigError, DataError
-from abyssal.plan.count import count
 from abyssal.tokenizer.bpe import Tokenizer
 from abyssal.tokenizer.chat import Message, render
 from abyssal.train import history, pretrain, sft
+from abyssal.train.folder import RunFolder
 from abyssal.train.journal import Journal
 from abyssal.train.machine import measure
 from abyssal.train.pretrain import Pretrain
-from abyssal.train.report import write_report
 from abyssal.train.run import DataSource
 from abyssal.train.sft import SFT
 from abyssal.train.trainer import Trainer
@@ -37,8 +29,6 @@ from abyssal.train.trainer import Trainer
 logger = logging.getLogger(__name__)
 
 STAGES: dict[str, type[Pretrain] | type[SFT]] = {"pretrain": Pretrain, "sft": SFT}
-_RECIPE, _DONE = "recipe.json", "done.json"
-_FREE = {"out", "keep", "save_every", "eval_every", "samples"}  # keys that decide no weight
 
 
 class Training:
@@ -49,21 +39,20 @@ class Training:
         values = recipes.load(recipe, overrides)
         self.stage = recipes.stage_of(values, STAGES, self.where)
         self.run = recipes.fill(STAGES[self.stage], _unfold_preset(values, self.where), self.where)
+        self.place = RunFolder(self.run, self.stage, self.where)
         self.folder = self.run.out
         self.stopped_by: int | None = None
         self.planned_tokens = self.run.tokens
-        self._written = _plain(self.run)
-        self._check_folder()
 
     @property
     def is_done(self) -> bool:
         """Whether an earlier call took this run to its end."""
-        return (self.folder / _DONE).is_file()
+        return self.place.is_done
 
     def steps(self) -> Iterator[history.Step]:
         """Take the steps that are left, then publish the model folder and its report."""
         if self.is_done:
-            shutil.rmtree(self.folder / "trainer", ignore_errors=True)  # of a kill after the end
+            self.place.clear()  # of a kill after the end
             return
         run = self.run
         tokenizer = Tokenizer.load(run.tokenizer)
@@ -77,9 +66,9 @@ class Training:
             else sft.build(run, tokenizer)
         )
         _check_samples(run, tokenizer, model.config.max_position_embeddings)
-        machine = measure(self._precision())
+        machine = measure(self.place.precision())
         trainer = Trainer(run, model, packer, tokenizer, held_out, machine)
-        self._open_folder(str(machine.dtype).removeprefix("torch."))
+        self.place.open(machine)
         with Journal(self.folder) as journal:
             self._begin(trainer, journal)
             for step in trainer.steps(journal):
@@ -90,25 +79,10 @@ class Training:
                 trainer.finish(journal)
                 self._sample(journal, trainer)
         if trainer.is_finished:
-            write_report(self.folder / "report.html", [self.folder], self.where)
-            files.publish_json(
-                self.folder / _DONE, {"step": trainer.step, "tokens": trainer.tokens}
-            )
-            shutil.rmtree(self.folder / "trainer")
+            self.place.complete(trainer.step, trainer.tokens)
 
     def _begin(self, trainer: Trainer, journal: Journal) -> None:
-        counts = count(trainer.model.config)
-        journal.write(
-            history.Start(
-                stage=self.stage,
-                recipe=self._written,
-                config=trainer.model.config.to_dict(),
-                params_total=counts.params_total,
-                params_active=counts.params_active,
-                machine=trainer.machine.description,
-                time=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-            )
-        )
+        self.place.introduce(journal, trainer.model.config, trainer.machine)
         if trainer.resume():
             journal.write(history.Event(step=trainer.step, what="resumed"))
         elif self.stage == "sft":
@@ -122,47 +96,6 @@ class Training:
             say = llm.chat if is_chat else llm.generate
             text = say(prompt, max_tokens=160, temperature=0.6, top_p=0.9, seed=i).text
             journal.write(history.Sample(step=trainer.step, prompt=prompt, text=text, chat=is_chat))
-
-    def _precision(self) -> str:
-        """The recipe's; "auto" is decided once, for a busy machine may measure otherwise later."""
-        if self.run.precision != "auto" or not (self.folder / _RECIPE).is_file():
-            return self.run.precision
-        return str(files.read_json(self.folder / _RECIPE).get("precision", "auto"))
-
-    def _open_folder(self, precision: str) -> None:
-        """Make the run's folder, and say in it whose it is."""
-        about = {"stage": self.stage, "recipe": self._written, "precision": precision}
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            files.publish_json(self.folder / _RECIPE, about)
-        except OSError as problem:
-            raise ConfigError(
-                f"out={self.folder} cannot be written ({problem.strerror}); choose another folder"
-            ) from None
-
-    def _check_folder(self) -> None:
-        """Refuse to mix this run with another one or with files that are not a run's."""
-        if self.folder.exists() and not self.folder.is_dir():
-            raise ConfigError(f"out={self.folder} is a file, expected a folder; choose another")
-        there = self.folder.iterdir() if self.folder.exists() else ()
-        if not any(path for path in there if not path.name.startswith(".")):
-            return
-        if not (self.folder / _RECIPE).is_file():
-            raise ConfigError(
-                f"{self.folder} holds files of no run; choose another out, or remove it"
-            )
-        before = files.read_json(self.folder / _RECIPE).get("recipe")
-        now = json.loads(json.dumps(self._written))
-        if not isinstance(before, dict):
-            raise ConfigError(f"{self.folder / _RECIPE} holds no recipe; remove {self.folder}")
-        changed = sorted(k for k in now.keys() | before.keys() if now.get(k) != before.get(k))
-        changed = [key for key in changed if key not in _FREE]
-        if changed:
-            raise ConfigError(
-                f"{self.folder} holds a run of another recipe ({', '.join(changed)} differ); "
-                "choose "
-                f"another out, or remove it"
-            )
 
 
 def train(recipe: str | Path, **overrides: object) -> Path:
@@ -193,12 +126,6 @@ def _unfold_preset(values: dict[str, object], where: str) -> dict[str, object]:
     fields = {f.name: getattr(preset, f.name) for f in dataclasses.fields(preset)}
     fields |= {key: value for key, value in table.items() if key != "preset"}
     return values | {"model": fields}
-
-
-def _plain(run: Pretrain | SFT) -> dict[str, object]:
-    """The run as JSON has it."""
-    plain: dict[str, object] = json.loads(json.dumps(dataclasses.asdict(run), default=str))
-    return plain
 
 
 def _packer(run: Pretrain | SFT, tokenizer: Tokenizer) -> Packer:

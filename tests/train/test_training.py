@@ -11,6 +11,7 @@ from abyssal.data.encoding import encode, write_encoded
 from abyssal.errors import AbyssalError, ConfigError, DataError
 from abyssal.model.transformer import DeepSeekV3
 from abyssal.tokenizer.bpe import Tokenizer
+from abyssal.train import folder as place
 from abyssal.train import training as module
 from abyssal.train.history import read_metrics
 from abyssal.train.machine import measure
@@ -55,10 +56,11 @@ def test_states_left_by_a_kill_after_the_end_are_cleared(begin, finish):
 def test_a_run_killed_at_its_very_end_publishes_once_more(begin, finish, monkeypatch):
     """Each act of finishing fails once; the restart takes no step again."""
     whole = finish(SHORT, out="whole")
-    for i, act in enumerate(("write_report", "LLM", "shutil.rmtree")):
+    acts = ((place, "write_report"), (module, "LLM"), (place, "shutil"))
+    for i, (where, act) in enumerate(acts):
         changes = {**SHORT, "samples": ["fish"]}
         with monkeypatch.context() as patch:
-            patch.setattr(module, act.split(".")[0], None)
+            patch.setattr(where, act, None)
             with pytest.raises((TypeError, AttributeError)):
                 list(begin(changes, out=f"run-{i}").steps())
         training = begin(changes, out=f"run-{i}")
