@@ -101,6 +101,11 @@ class Engine:
         """Whether nobody is running or waiting."""
         return self._scheduler.is_idle
 
+    @property
+    def runner(self) -> Runner | NativeRunner:
+        """What computes a step."""
+        return self._runner
+
     def compile(self, grammar: Grammar) -> Matcher:
         """A grammar ready for `Request.matcher`; may be called from any thread.
 
@@ -108,6 +113,15 @@ class Engine:
             RequestError: it cannot be compiled, or is too large.
         """
         return self._grammars.compile(grammar)
+
+    def refresh(self, model: DeepSeekV3) -> None:
+        """Go on with the weights of a model like the one this engine was made of, in their place.
+
+        What the cache holds is of the old weights: it is forgotten.
+        """
+        assert self.is_idle, "answers under way would end with other weights than they began with"
+        self._runner.refresh(model)
+        self._pool.forget()
 
     def add(self, request: Request) -> None:
         """Put a request at the end of its owner's queue.
