@@ -5,6 +5,7 @@ A line is written whole and flushed, so a run that is killed loses at most the l
 
 import dataclasses
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Self
 
@@ -15,14 +16,16 @@ from abyssal.train.history import (
     End,
     Evaluation,
     Event,
+    Examination,
     Load,
     Reference,
+    Reinforce,
     Sample,
     Start,
     Step,
 )
 
-Row = Start | Step | Load | Evaluation | Reference | Event | Sample | End
+Row = Start | Step | Load | Evaluation | Reference | Reinforce | Examination | Event | Sample | End
 
 _KINDS: dict[type, str] = {
     Start: "start",
@@ -30,6 +33,8 @@ _KINDS: dict[type, str] = {
     Load: "load",
     Evaluation: "eval",
     Reference: "reference",
+    Reinforce: "reinforce",
+    Examination: "exam",
     Event: "event",
     Sample: "sample",
     End: "end",
@@ -39,7 +44,9 @@ _KINDS: dict[type, str] = {
 class Journal:
     """Append rows to a run folder."""
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Path, told: Callable[[Row], None] | None = None):
+        """Whoever is `told` gets each row as well."""
+        self._told = told
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / NAME
         torn = path.exists() and not path.read_bytes().endswith(b"\n")
@@ -53,12 +60,17 @@ class Journal:
         line = {"kind": _KINDS[type(row)], **dataclasses.asdict(row)}
         self.file.write(json.dumps(line, ensure_ascii=False, default=str) + "\n")
         self.file.flush()
-        if isinstance(row, Step):
+        if self._told is not None:
+            self._told(row)
+        if isinstance(row, Step | Reinforce):
+            stem = "train" if isinstance(row, Step) else "reinforce"
             for name, value in dataclasses.asdict(row).items():
                 if value is not None and name not in ("step", "tokens"):
-                    self.board.add_scalar(f"train/{name}", value, row.step)
+                    self.board.add_scalar(f"{stem}/{name}", value, row.step)
         elif isinstance(row, Evaluation):
             self.board.add_scalar(f"held_out/{row.name}", row.bits_per_byte, row.step)
+        elif isinstance(row, Examination):
+            self.board.add_scalar(f"examined/{row.name}", row.right / row.asked, row.step)
 
     def close(self) -> None:
         """Finish both files."""

@@ -2,7 +2,7 @@
 
 from statistics import fmean, median
 
-from abyssal.train import curves
+from abyssal.train import curves, reinforce_panel
 from abyssal.train.heatmap import heat_maps, legend
 from abyssal.train.history import Metrics
 from abyssal.train.notation import (
@@ -46,8 +46,8 @@ def elapsed_s(metrics: Metrics) -> float:
 
 def key_figures(metrics: Metrics) -> list[tuple[str, str, str]]:
     """(name, value, remark) of what one wants to know first."""
-    steps, found = metrics.steps, list[tuple[str, str, str]]()
-    if steps:
+    steps, found = metrics.steps, reinforce_panel.key_figures(metrics)
+    if steps and not metrics.reinforcements:
         loss, count = final_loss(metrics)
         remark = (
             f"nats per token, mean of the last {count} steps" if count > 1 else "nats per token"

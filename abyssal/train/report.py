@@ -13,7 +13,7 @@ from pathlib import Path
 from abyssal.config import ModelConfig
 from abyssal.errors import DataError
 from abyssal.plan.count import Counts, Parts, count
-from abyssal.train import curves, panels
+from abyssal.train import curves, panels, reinforce_panel
 from abyssal.train.history import Metrics
 from abyssal.train.history import read_metrics as read_metrics
 from abyssal.train.notation import duration, escape, number
@@ -82,7 +82,7 @@ def _sections(runs: list[Metrics]) -> list[tuple[str, str, str]]:
 def _run(metrics: Metrics, anchor: str) -> str:
     """One run, from what one wants to know first to what one looks up."""
     parts: list[tuple[str, Callable[[], str]]] = [
-        ("", lambda: curves.learning(metrics, anchor)),
+        ("", lambda: _learned(metrics, anchor)),
         ("What it writes", lambda: samples(metrics)),
         ("Experts", lambda: panels.experts(metrics)),
         ("Optimization", lambda: curves.optimization(metrics)),
@@ -95,6 +95,12 @@ def _run(metrics: Metrics, anchor: str) -> str:
         if inside := content():
             body += (f"<h3>{heading}</h3>" if heading else "") + inside
     return _when(metrics) + body
+
+
+def _learned(metrics: Metrics, anchor: str) -> str:
+    if metrics.reinforcements:
+        return reinforce_panel.reinforcement(metrics)
+    return curves.learning(metrics, anchor)
 
 
 def _when(metrics: Metrics) -> str:
