@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from abyssal.cli import DEMO, Verb, console
+from abyssal.cli import DEMO, Verb, console, reinforce
 
 if TYPE_CHECKING:
-    from abyssal.train.history import Step
+    from abyssal.train.history import Reinforce, Step
     from abyssal.train.training import Training
 
 Json = Annotated[bool, typer.Option("--json", help="One JSON object and nothing else.")]
@@ -55,11 +55,17 @@ def tokenizer(
 
 
 def prepare(
-    paths: Annotated[
-        list[Path], typer.Argument(help=".txt and .jsonl files (.gz, .zst), folders.")
-    ],
     out: Annotated[Path, typer.Option(help="Shard folder to write; must not exist.")],
-    tokenizer: Annotated[Path, typer.Option(help="Tokenizer folder.")],
+    paths: Annotated[
+        list[Path] | None, typer.Argument(help=".txt and .jsonl files (.gz, .zst), folders.")
+    ] = None,
+    tokenizer: Annotated[Path | None, typer.Option(help="Tokenizer folder.")] = None,
+    puzzles: Annotated[
+        bool,
+        typer.Option(
+            "--puzzles", help="No paths: exercises, sums and stories, and a tokenizer, for r1/base."
+        ),
+    ] = False,
     chats: Annotated[
         bool, typer.Option("--chats", help='Rows are {"messages": [...]}, for fine-tuning.')
     ] = False,
@@ -71,9 +77,15 @@ def prepare(
     json: Json = False,
 ) -> None:
     """Clean, deduplicate and encode text into shards to train on."""
+    if puzzles:
+        _prepare_puzzles(out, json)
+        return
     from abyssal.data.prepare import prepare_chats, prepare_texts
+    from abyssal.errors import DataError
     from abyssal.tokenizer.bpe import Tokenizer
 
+    if not paths or tokenizer is None:
+        raise DataError("nothing to prepare; name files and --tokenizer FOLDER, or give --puzzles")
     loaded = Tokenizer.load(tokenizer)
     if chats:
         shards, report = prepare_chats(paths, loaded, out, layout=layout)
@@ -83,19 +95,43 @@ def prepare(
     console.show({**result, **report.to_dict()}, as_json=json)
 
 
+def _prepare_puzzles(out: Path, as_json: bool) -> None:
+    from abyssal.train import worked
+
+    for doing in worked.prepare(out):
+        console.note(doing)
+    made = {"tokenizer": out / "tokenizer", "data": out / "data"}
+    console.show(made, as_json=as_json, title="made")
+
+
 def train(
     recipe: Annotated[
         str, typer.Argument(help="A packaged name such as tiny/base, or a .toml file.")
     ],
     overrides: Overrides = None,
+    dry_run: Annotated[
+        bool,
+        typer.Option("--dry-run", help="Reinforcement: what the untouched model earns, no more."),
+    ] = False,
     json: Json = False,
 ) -> None:
     """Run a recipe, or go on with it where it stopped."""
     _settle_threads()
-    from abyssal.train.training import Training
+    from abyssal.errors import ConfigError
+    from abyssal.train.reinforcement import Reinforcement
+    from abyssal.train.training import Training, begin
 
-    run = Training(recipe, overrides or ())
-    last = _watch(run)
+    run = begin(recipe, overrides or ())
+    if dry_run and not isinstance(run, Reinforcement):
+        raise ConfigError(f"{recipe} has nothing to draw; --dry-run is for stages with rewards")
+    last: Step | Reinforce | None
+    if isinstance(run, Training):
+        last = _watch(run)
+    elif dry_run:
+        reinforce.show_look(run, json)
+        return
+    else:
+        last = reinforce.watch(run)
     done = {"folder": run.folder, "finished": run.is_done, "last_step": last}
     if json:
         console.show_json(done)
@@ -178,6 +214,7 @@ VERBS = (
         prepare,
         (
             "abyssal prepare books/ --tokenizer out/tokenizer --out out/data/books",
+            "abyssal prepare --puzzles --out out/r1",
             "abyssal prepare chats.jsonl.gz --chats --tokenizer out/tokenizer --out out/data/chats",
         ),
     ),
@@ -187,6 +224,7 @@ VERBS = (
             "abyssal train tiny/base",
             "abyssal train tiny/base optim.lr=5e-3 tokens=2e6 out=out/try",
             "abyssal train my-recipe.toml --json",
+            "abyssal train r1/zero --dry-run",
         ),
     ),
 )

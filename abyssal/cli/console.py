@@ -15,7 +15,7 @@ from functools import cache
 from pathlib import Path
 from typing import Protocol
 
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.markup import escape
 from rich.table import Table
 
@@ -137,6 +137,13 @@ class Bar(Protocol):
         """Stand at `done` of `total`, with a few figures beside."""
 
 
+class _Nothing:
+    """The bar where a panel is."""
+
+    def at(self, done: float, *, total: float, note: str) -> None:
+        """Nothing."""
+
+
 class _Silent:
     """The bar where there is no terminal: a line every half minute."""
 
@@ -154,10 +161,16 @@ class _Silent:
 
 
 @contextmanager
-def progress(what: str, total: float) -> Iterator[Bar]:
-    """A bar with figures and the time left; without a terminal, a line now and then."""
+def progress(what: str, total: float, *, drawn: bool = True) -> Iterator[Bar]:
+    """A bar with figures and the time left; without a terminal, a line now and then.
+
+    Without `drawn`, a terminal shows nothing: something else is drawn there.
+    """
     if not err().is_terminal:
         yield _Silent(what)
+        return
+    if not drawn:
+        yield _Nothing()
         return
     from rich.progress import (
         BarColumn,
@@ -182,6 +195,18 @@ def progress(what: str, total: float) -> Iterator[Bar]:
                 bars.update(task, completed=done, total=total, note=escape(note))
 
         yield _Drawn()
+
+
+@contextmanager
+def live() -> Iterator[Callable[[RenderableType], None] | None]:
+    """What shows a panel in the place of the one before it; None without a terminal."""
+    if not err().is_terminal:
+        yield None
+        return
+    from rich.live import Live
+
+    with Live(console=err(), auto_refresh=False) as shown:
+        yield lambda panel: shown.update(panel, refresh=True)
 
 
 # Numbers

@@ -125,6 +125,15 @@ class Engine:
         """
         return self._grammars.compile(grammar)
 
+    def refresh(self, model: DeepSeekV3) -> None:
+        """Go on with the weights of a model like the one this engine was made of, in their place.
+
+        What the cache holds is of the old weights: it is forgotten.
+        """
+        assert self.is_idle, "answers under way would end with other weights than they began with"
+        self._runner.refresh(model)
+        self._pool.forget()
+
     def add(self, request: Request) -> None:
         """Put a request at the end of its owner's queue.
 

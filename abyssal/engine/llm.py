@@ -56,6 +56,7 @@ class LLM:
         options: EngineOptions | None = None,
     ):
         self._model: DeepSeekV3 | None = None
+        self._is_live = not isinstance(model, str | Path)  # who holds it may move its weights
         if not isinstance(model, str | Path):
             if tokenizer is None or dtype is not None or device is not None:
                 raise ConfigError(
@@ -187,6 +188,26 @@ class LLM:
             tokens = self.prompts.read(prompt)
         called = layout if tools else None
         return self._deltas(self.prompts.requests([tokens], params, layout=called))
+
+    def complete(self, requests: list[Request]) -> list[Completion]:
+        """The answers to requests that `prompts.requests` made, each with values of its own."""
+        return self._complete(requests, progress=False)
+
+    def refresh(self) -> None:
+        """Take over the weights of the model this was made of, after somebody has moved them.
+
+        Answers are then those of a new LLM around it, to the bit; no second model is held.
+
+        Raises:
+            ConfigError: it was made of a folder.
+            RequestError: answers are under way.
+        """
+        if not self._is_live:
+            raise ConfigError("an LLM of a folder has weights of its own; make one of a model")
+        with self._lock:
+            if not self.engine.is_idle:
+                raise RequestError("answers are under way; refresh between them")
+            self.engine.refresh(self.model)
 
     def score(self, token_lists: Sequence[Sequence[int]]) -> list[list[float]]:
         """Log-probability of each token given those before it: n - 1 numbers for n tokens."""

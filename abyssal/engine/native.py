@@ -45,6 +45,14 @@ class NativeRunner:
         num_moe = sum(config.is_moe(layer) for layer in range(config.num_hidden_layers))
         self.expert_load = torch.zeros(num_moe, config.n_routed_experts, dtype=torch.int64)
 
+    def beside(self, cache: PagedCache) -> "NativeRunner":
+        """The same model over another cache."""
+        return NativeRunner(self.stack, cache, fixed=self.fixed)
+
+    def refresh(self, model: DeepSeekV3) -> None:
+        """Take over the weights of a model like the one that was packed."""
+        packed.refill(self.stack.weights, model)
+
     def read(self, readings: Sequence[Reading], scored: Sequence[int] = ()) -> Passed:
         """Hidden states of these tokens, in their order, and what follows those in rows `scored`.
 

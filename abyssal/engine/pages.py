@@ -41,11 +41,19 @@ class PagePool:
 
     def __init__(self, num_pages: int):
         self.capacity = max(num_pages - 1, 0)
+        self._begin(num_pages)
+
+    def _begin(self, num_pages: int) -> None:
         self._free = list(range(num_pages - 1, 0, -1))  # low ids first: memory is touched late
         self._evictable: OrderedDict[int, None] = OrderedDict()  # the longest unused first
         self._holders = [0] * num_pages
         self._digests: list[bytes | None] = [None] * num_pages
         self._pages: dict[bytes, int] = {}
+
+    def forget(self) -> None:
+        """Let no page be found any more, as if the pool was new; nobody may hold one."""
+        assert not self.in_use, f"{self.in_use} pages are held"
+        self._begin(len(self._holders))
 
     @property
     def num_free(self) -> int:

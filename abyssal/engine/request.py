@@ -64,6 +64,7 @@ class SamplingParams:
     ignore_eos: bool = False
     seed: int | None = None  # None: another answer each time
     logprobs: int | None = None  # 0: of each token written; k: also of the k most likely
+    scaled_logprobs: bool = False  # those of logits / temperature, which it was drawn from
     n: int = 1  # answers to each prompt
     bad_words: Sequence[str] = ()  # texts that are never written
     prompt_logprobs: int | None = None  # as logprobs, of the prompt; max_tokens may then be 0
@@ -115,6 +116,7 @@ class SamplingChanges(TypedDict, total=False):
     ignore_eos: bool
     seed: int | None
     logprobs: int | None
+    scaled_logprobs: bool
     n: int
     bad_words: Sequence[str]
     prompt_logprobs: int | None

@@ -54,6 +54,14 @@ class Runner:
         num_moe = sum(config.is_moe(layer) for layer in range(config.num_hidden_layers))
         self.expert_load = torch.zeros(num_moe, config.n_routed_experts, dtype=torch.int64)
 
+    def beside(self, cache: PagedCache) -> "Runner":
+        """The same model over another cache."""
+        return Runner(self.model, cache, self.tile)
+
+    def refresh(self, model: DeepSeekV3) -> None:
+        """Take over the weights of a model; of the one that runs here, they are here already."""
+        self.model = model
+
     def read(self, readings: Sequence[Reading], scored: Sequence[int] = ()) -> Passed:
         """Hidden states of these tokens, in their order, and what follows those in rows `scored`.
 

@@ -180,7 +180,10 @@ def _report(
         asked = row.params.logprobs
         if asked is None:
             continue
-        own = logits[i].log_softmax(-1)[:vocab_size]  # (W,)
+        own = logits[i]
+        if row.params.scaled_logprobs and row.params.temperature > 0:
+            own = own / row.params.temperature
+        own = own.log_softmax(-1)[:vocab_size]  # (W,)
         logprobs[i] = float(own[tokens[i]])
         if asked:
             # As many for everybody: which of equals come first depends on how many are asked.

@@ -113,7 +113,7 @@ class Stack:
     """A model that runs natively. One pass at a time."""
 
     def __init__(self, config: ModelConfig, weights: Layers, softmax_scale: float):
-        self.config, self._weights = config, weights
+        self.config, self.weights = config, weights
         self._width = -(-config.vocab_size // 16) * 16
         self._kept: list[object] = []  # what the structures point to
         self._run, self._head = _wanted("stack_run"), _wanted("stack_head")
@@ -135,7 +135,7 @@ class Stack:
     @property
     def embed_dtype(self) -> torch.dtype:
         """The precision of the embedding, which the cache shares unless it is told otherwise."""
-        return torch.bfloat16 if self._weights.embed_kind == Kind.BF16 else torch.float32
+        return torch.bfloat16 if self.weights.embed_kind == Kind.BF16 else torch.float32
 
     @property
     def num_angles(self) -> int:
@@ -211,7 +211,7 @@ class Stack:
         config, L = self.config, self.config.num_hidden_layers
         layers = (_Layer * L)(*(self._layer(i) for i in range(L)))
         ahead = None
-        if f"model.layers.{L}.eh_proj" in self._weights.matrices:
+        if f"model.layers.{L}.eh_proj" in self.weights.matrices:
             ahead = _Ahead(
                 *(self._vector(f"model.layers.{L}.{name}.weight") for name in ("enorm", "hnorm")),
                 self._vector(f"model.layers.{L}.shared_head.norm.weight"),
@@ -237,7 +237,7 @@ class Stack:
             LATENT_NORM_EPS,
             config.routed_scaling_factor,
             softmax_scale,
-            self._weights.embed_kind,
+            self.weights.embed_kind,
             self._vector("model.embed_tokens.weight"),
             None,
             None,
@@ -272,17 +272,17 @@ class Stack:
         )
 
     def _one(self, name: str) -> MatStruct:
-        (matrix,) = self._weights.matrices[name]
+        (matrix,) = self.weights.matrices[name]
         return matrix
 
     def _many(self, name: str) -> int:
-        matrices = self._weights.matrices[name]
+        matrices = self.weights.matrices[name]
         array = (MatStruct * len(matrices))(*matrices)
         self._kept.append(array)
         return ctypes.addressof(array)
 
     def _feeds(self, stem: str) -> "ctypes.Array[_Feed]":
-        matrices = self._weights.matrices
+        matrices = self.weights.matrices
         parts = (matrices[f"{stem}{name}_proj"] for name in ("gate", "up", "down"))
         feeds = [_Feed(*three) for three in zip(*parts, strict=True)]
         array = (_Feed * len(feeds))(*feeds)
@@ -290,7 +290,7 @@ class Stack:
         return array
 
     def _vector(self, name: str) -> int:
-        return int(self._weights.vectors[name].ctypes.data)
+        return int(self.weights.vectors[name].ctypes.data)
 
 
 def is_available() -> bool:

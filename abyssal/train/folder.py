@@ -20,6 +20,7 @@ import datetime
 import json
 import shutil
 from pathlib import Path
+from typing import Protocol
 
 from abyssal.checkpoint import files
 from abyssal.config import ModelConfig
@@ -29,16 +30,27 @@ from abyssal.train import history
 from abyssal.train.journal import Journal
 from abyssal.train.machine import Machine
 from abyssal.train.report import write_report
-from abyssal.train.run import Run
 
 _RECIPE, _DONE = "recipe.json", "done.json"
 _FREE = {"out", "keep", "save_every", "eval_every", "samples"}  # keys that decide no weight
 
 
+class Placed(Protocol):
+    """The dataclass of a stage, as far as its folder is concerned."""
+
+    @property
+    def out(self) -> Path:
+        """What becomes the model folder."""
+
+    @property
+    def precision(self) -> str:
+        """Of matrix products, or "auto"."""
+
+
 class RunFolder:
     """The folder of one run of a stage; `where` is what a person calls the recipe."""
 
-    def __init__(self, run: Run, stage: str, where: str):
+    def __init__(self, run: Placed, stage: str, where: str):
         """Raises ConfigError where the folder holds another run, or what is no run's."""
         self.run, self.stage, self.where = run, stage, where
         self.path = run.out
@@ -123,7 +135,9 @@ class RunFolder:
             )
 
 
-def plain(run: Run) -> dict[str, object]:
+def plain(run: Placed) -> dict[str, object]:
     """The run as JSON has it."""
-    written: dict[str, object] = json.loads(json.dumps(dataclasses.asdict(run), default=str))
+    written: dict[str, object] = json.loads(
+        json.dumps(dataclasses.asdict(run), default=str)  # type: ignore[call-overload]
+    )
     return written

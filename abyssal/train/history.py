@@ -115,6 +115,47 @@ class Reference:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Reinforce:
+    """What was drawn for a step of reinforcement, and how it was learned from."""
+
+    step: int
+    tokens: int
+    answers: int
+    reward: float  # mean of the weighted sum over all answers
+    accuracy: float  # ... and of its parts, each in [0, 1] but the model's
+    format: float
+    language: float
+    model: float
+    length: float  # mean tokens of an answer
+    longest: int
+    overlong: float  # share of answers cut off at max_tokens
+    groups: int  # questions drawn
+    skipped: int  # ... all of whose answers had one reward
+    entropy: float  # nats a token
+    kl: float | None  # to the reference, nats a token
+    clipped: float  # share of tokens beyond the clip
+    gap_mean: float  # |log-probability by trainer - by engine|, nats
+    gap_max: float
+    gap_k3: float  # estimate of KL(engine || trainer), nats a token
+    routing: float | None = None  # share of (token, layer) whose experts differ between the two
+    accepted: float | None = None  # share of the MTP module's guesses that were right
+    rollout_s: float
+    train_s: float
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Examination:
+    """Greedy answers to questions held out."""
+
+    step: int
+    tokens: int
+    name: str  # of the task
+    right: int
+    asked: int
+    formatted: int  # answers in the form asked for
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Event:
     """Something out of the ordinary: a loss spike, a rewind, a resumption."""
 
@@ -156,6 +197,8 @@ class Metrics:
     measures: list[Measure] = field(default_factory=list)
     drifts: list[Drift] = field(default_factory=list)
     references: list[Reference] = field(default_factory=list)
+    reinforcements: list[Reinforce] = field(default_factory=list)
+    examinations: list[Examination] = field(default_factory=list)
     events: list[Event] = field(default_factory=list)  # as written: detours are part of the story
     samples: list[Sample] = field(default_factory=list)
     end: End | None = None
@@ -236,6 +279,13 @@ def _add(metrics: Metrics, row: dict[str, object], where: str) -> None:
             _put(metrics.drifts, drift, lambda old: (old.step, old.name) == text)
         case "reference":
             metrics.references.append(_read(Reference, row, where))
+        case "reinforce":
+            drawn = _read(Reinforce, row, where)
+            _put(metrics.reinforcements, drawn, lambda old: old.step == drawn.step)
+        case "exam":
+            exam = _read(Examination, row, where)
+            both = (exam.step, exam.name)
+            _put(metrics.examinations, exam, lambda old: (old.step, old.name) == both)
         case "event":
             metrics.events.append(_read(Event, row, where))
         case "sample":
@@ -267,11 +317,26 @@ def _abandon(metrics: Metrics, step: int) -> None:
     _cut(metrics.measures, step)
     _cut(metrics.drifts, step)
     _cut(metrics.samples, step)
+    _cut(metrics.reinforcements, step)
+    _cut(metrics.examinations, step)
 
 
 _KINDS: dict[type, dict[str, object]] = {
     cls: get_type_hints(cls)
-    for cls in (Start, Step, Load, Evaluation, Measure, Drift, Reference, Event, Sample, End)
+    for cls in (
+        Start,
+        Step,
+        Load,
+        Evaluation,
+        Measure,
+        Drift,
+        Reference,
+        Reinforce,
+        Examination,
+        Event,
+        Sample,
+        End,
+    )
 }
 
 

@@ -5,6 +5,7 @@ A line is written whole and flushed, so a run that is killed loses at most the l
 
 import dataclasses
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Self
 
@@ -16,15 +17,30 @@ from abyssal.train.history import (
     End,
     Evaluation,
     Event,
+    Examination,
     Load,
     Measure,
     Reference,
+    Reinforce,
     Sample,
     Start,
     Step,
 )
 
-Row = Start | Step | Load | Evaluation | Measure | Drift | Reference | Event | Sample | End
+Row = (
+    Start
+    | Step
+    | Load
+    | Evaluation
+    | Measure
+    | Drift
+    | Reference
+    | Reinforce
+    | Examination
+    | Event
+    | Sample
+    | End
+)
 
 _KINDS: dict[type, str] = {
     Start: "start",
@@ -34,6 +50,8 @@ _KINDS: dict[type, str] = {
     Measure: "measure",
     Drift: "drift",
     Reference: "reference",
+    Reinforce: "reinforce",
+    Examination: "exam",
     Event: "event",
     Sample: "sample",
     End: "end",
@@ -43,7 +61,9 @@ _KINDS: dict[type, str] = {
 class Journal:
     """Append rows to a run folder."""
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Path, told: Callable[[Row], None] | None = None):
+        """Whoever is `told` gets each row as well."""
+        self._told = told
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / NAME
         torn = path.exists() and not path.read_bytes().endswith(b"\n")
@@ -57,15 +77,20 @@ class Journal:
         line = {"kind": _KINDS[type(row)], **dataclasses.asdict(row)}
         self.file.write(json.dumps(line, ensure_ascii=False, default=str) + "\n")
         self.file.flush()
-        if isinstance(row, Step):
+        if self._told is not None:
+            self._told(row)
+        if isinstance(row, Step | Reinforce):
+            stem = "train" if isinstance(row, Step) else "reinforce"
             values = dataclasses.asdict(row)
-            for name, value in (values.pop("figures") | values).items():
+            for name, value in (values.pop("figures", {}) | values).items():
                 if value is not None and name not in ("step", "tokens"):
-                    self.board.add_scalar(f"train/{name}", value, row.step)
+                    self.board.add_scalar(f"{stem}/{name}", value, row.step)
         elif isinstance(row, Evaluation):
             self.board.add_scalar(f"held_out/{row.name}", row.bits_per_byte, row.step)
         elif isinstance(row, Measure):
             self.board.add_scalar(f"held_out/{row.name}", row.value, row.step)
+        elif isinstance(row, Examination):
+            self.board.add_scalar(f"examined/{row.name}", row.right / row.asked, row.step)
 
     def close(self) -> None:
         """Finish both files."""

@@ -57,8 +57,8 @@ def elapsed_s(metrics: Metrics) -> float:
 
 def key_figures(metrics: Metrics) -> list[tuple[str, str, str]]:
     """(name, value, remark) of what one wants to know first."""
-    steps, found = metrics.steps, list[tuple[str, str, str]]()
-    if steps:
+    steps, found = metrics.steps, reinforce_panel.key_figures(metrics)
+    if steps and not metrics.reinforcements:
         loss, count = final_loss(metrics)
         unit = curves.loss_unit(metrics)
         remark = f"{unit}, mean of the last {count} steps" if count > 1 else unit

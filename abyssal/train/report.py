@@ -13,7 +13,7 @@ from abyssal.plan.count import Counts, Parts, count
 from abyssal.report import page
 from abyssal.report.notation import duration, escape, number
 from abyssal.report.page import Section, figures
-from abyssal.train import curves, panels
+from abyssal.train import curves, panels, reinforce_panel
 from abyssal.train.history import Metrics
 from abyssal.train.history import read_metrics as read_metrics
 from abyssal.train.reproduction import recipe_table, reproduce
@@ -53,7 +53,7 @@ def _sections(runs: list[Metrics]) -> list[Section]:
 def _run(metrics: Metrics, anchor: str) -> str:
     """One run, from what one wants to know first to what one looks up."""
     parts: list[tuple[str, Callable[[], str]]] = [
-        ("", lambda: curves.learning(metrics, anchor)),
+        ("", lambda: _learned(metrics, anchor)),
         ("What it writes", lambda: samples(metrics)),
         ("Experts", lambda: panels.experts(metrics)),
         ("Drift of the routing", lambda: panels.drift(metrics)),
@@ -67,6 +67,12 @@ def _run(metrics: Metrics, anchor: str) -> str:
         if inside := content():
             body += (f"<h3>{heading}</h3>" if heading else "") + inside
     return _when(metrics) + body
+
+
+def _learned(metrics: Metrics, anchor: str) -> str:
+    if metrics.reinforcements:
+        return reinforce_panel.reinforcement(metrics)
+    return curves.learning(metrics, anchor)
 
 
 def _when(metrics: Metrics) -> str:

@@ -16,10 +16,11 @@ from abyssal.errors import ConfigError
 from abyssal.model.transformer import DeepSeekV3
 from abyssal.tokenizer.bpe import Tokenizer
 from abyssal.tokenizer.chat import Message, render
-from abyssal.train import history, preference, pretrain, reward_model, sft
+from abyssal.train import history, preference, pretrain, reinforcement, reward_model, sft
 from abyssal.train.folder import RunFolder
 from abyssal.train.journal import Journal
 from abyssal.train.machine import Machine, measure
+from abyssal.train.reinforcement import Reinforcement
 from abyssal.train.run import Run
 
 logger = logging.getLogger(__name__)
@@ -140,6 +141,15 @@ class Training:
                     f"{context - 1} (max_position_embeddings={context}); shorten it"
                 )
 
+def begin(
+    recipe: str | Path, overrides: Sequence[str] | Mapping[str, object] = ()
+) -> Training | Reinforcement:
+    """The run of a recipe, by the loop that its stage has."""
+    values = recipes.load(recipe, overrides)
+    stage = recipes.stage_of(values, (*STAGES, reinforcement.STAGE), str(recipe))
+    made = Reinforcement if stage == reinforcement.STAGE else Training
+    return made(recipe, overrides)
+
 
 def train(recipe: str | Path, **overrides: object) -> Path:
     """Run a recipe to its end, resuming what is there -> the model folder.
@@ -147,9 +157,11 @@ def train(recipe: str | Path, **overrides: object) -> Path:
     `recipe` is a packaged name such as ``tiny/base`` or a path; overrides are tables as keywords:
     ``train("tiny/base", tokens=1e6, optim={"lr": 1e-3})``.
     """
-    training = Training(recipe, overrides)
+    training = begin(recipe, overrides)
     for step in training.steps():
-        if step.step % 50 == 0:
+        if isinstance(step, history.Reinforce):
+            logger.info("step %d: reward %.3f", step.step, step.reward)
+        elif step.step % 50 == 0:
             logger.info(
                 "step %d: loss %.3f, %.0f tokens/s", step.step, step.loss, step.tokens_per_s
             )

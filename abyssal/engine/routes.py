@@ -1,0 +1,39 @@
+"""Which experts each token of a sequence meets when the engine reads it, for whoever compares.
+
+The engine counts only how many tokens each expert met. So the tokens are read one at a time, as a
+decoding step reads them, over a small cache of their own; after each, the counts tell.
+
+    T tokens    M MoE layers    E n_routed_experts
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from abyssal.engine.cache import PagedCache
+from abyssal.engine.native import NativeRunner
+from abyssal.engine.pages import pages_for
+from abyssal.engine.runner import Reading, Runner
+
+
+@torch.inference_mode()
+def routes(runner: Runner | NativeRunner, tokens: Sequence[int]) -> Tensor:
+    """The experts of each token, (T, M, E) bool."""
+    pages = list(range(1, pages_for(len(tokens)) + 1))
+    pool, config = runner.cache.pool, runner.cache.config
+    cache = PagedCache(
+        config,
+        len(pages) + 1,
+        pool.dtype,
+        pool.device,
+        num_layers=config.num_hidden_layers,
+        fixed=runner.cache.fixed,
+    )
+    own = runner.beside(cache)
+    met = torch.zeros(len(tokens), *own.expert_load.shape, dtype=torch.bool)
+    for place, token in enumerate(tokens):
+        own.expert_load.zero_()
+        own.read([Reading([token], pages, place)])
+        met[place] = own.expert_load > 0
+    return met

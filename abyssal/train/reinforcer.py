@@ -1,0 +1,278 @@
+"""The loop of reinforcement: draw, judge, compare within groups, learn, refresh the engine.
+
+Everything a step depends on is in the saved state, and what is drawn is a function of counters in
+it, so a resumed run takes the steps that the uninterrupted one would have taken, bit for bit.
+"""
+
+import copy
+import logging
+import resource
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+from torch import Tensor
+
+from abyssal.checkpoint import state
+from abyssal.errors import ConfigError
+from abyssal.model.transformer import DeepSeekV3
+from abyssal.tokenizer.bpe import Tokenizer
+from abyssal.train import balance, history, reinforce_rows
+from abyssal.train.exercises import Draw, Exercises
+from abyssal.train.guard import Guard, Verdict
+from abyssal.train.journal import Journal
+from abyssal.train.lessons import Learned, Learner, Lesson, lessons_of, together
+from abyssal.train.machine import Machine
+from abyssal.train.optim import Optimizer
+from abyssal.train.reinforce import GRPO
+from abyssal.train.rewards import Model
+from abyssal.train.rollouts import Rollouts, routing_disagreement
+from abyssal.train.schedule import value_at
+from abyssal.train.stopping import Stopping
+from abyssal.train.trainer import LOAD_EVERY, REWINDS, working_copy
+
+logger = logging.getLogger(__name__)
+
+
+class Reinforcer:
+    """A policy on its way: call `steps()` and watch, or drain it."""
+
+    def __init__(
+        self,
+        run: GRPO,
+        model: DeepSeekV3,
+        tokenizer: Tokenizer,
+        machine: Machine,
+        judge: Model | None = None,
+    ):
+        self.run, self.tokenizer, self.machine = run, tokenizer, machine
+        self.model = working_copy(model, machine)
+        self.reference = self._frozen() if run.objective.kl else None
+        self.optimizer = Optimizer(self.model, run.optim)
+        self.learner = Learner(run, self.model, self.reference, machine)
+        self.guard = Guard(run.guard)
+        self.rollouts = Rollouts(self.model, tokenizer, running=run.running, draft=run.draft)
+        self.exercises = Exercises(run, self.rollouts, judge)
+        self.step, self.tokens, self.elapsed_s = 0, 0, 0.0
+        self.rewinds = 0  # since the last saved state
+        self.stopped_by: int | None = None  # the signal that ended `steps()` early
+
+    @property
+    def root(self) -> Path:
+        """Where states are saved while the run lasts."""
+        return self.run.out / "trainer"
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether all steps are taken, or the time is up."""
+        minutes = self.run.minutes
+        return self.step >= self.run.steps or (
+            minutes is not None and self.elapsed_s >= 60 * minutes
+        )
+
+    def steps(self, journal: Journal) -> Iterator[history.Reinforce]:
+        """Take step after step to the end of the run, or to the next SIGTERM or Ctrl-C."""
+        with Stopping() as stopping:
+            clock = time.monotonic() - self.elapsed_s
+            while not self.is_finished and stopping.signal is None:
+                report = self._step(journal, clock)
+                if self.step % self.run.eval_every == 0 or self.is_finished:
+                    self.examine(journal)
+                if self.step % self.run.save_every == 0 and not self.is_finished:
+                    self.save()
+                yield report
+            self.stopped_by = None if self.is_finished else stopping.signal
+            self.save()
+
+    # One step
+
+    def _step(self, journal: Journal, clock: float) -> history.Reinforce:
+        began = time.monotonic()
+        draw = self.exercises.draw()
+        routing = self._routing(draw)
+        drawn = time.monotonic()
+        learned = self._learn(draw, journal)
+        if learned.updates:
+            self.rollouts.refresh()
+        lr = self.learning_rate()
+        self.step += 1
+        self.tokens += learned.tokens
+        now = time.monotonic()
+        self.elapsed_s = now - clock
+        self._write_step(journal, learned, lr, now - began)
+        report = reinforce_rows.drawn(
+            draw,
+            learned,
+            step=self.step,
+            tokens=self.tokens,
+            routing=routing,
+            accepted=self.rollouts.accepted(),
+            rollout_s=drawn - began,
+            train_s=now - drawn,
+        )
+        journal.write(report)
+        return report
+
+    def _learn(self, draw: Draw, journal: Journal) -> Learned:
+        """All optimizer steps that a draw is for."""
+        run = self.run
+        lessons = lessons_of(draw, run)
+        is_one = run.mini_batches * run.epochs == 1  # then its own pass is the one before it
+        old = [None] * len(lessons) if is_one else self.learner.before(lessons)
+        found: list[Learned] = []
+        rewinds = self.rewinds
+        for epoch in range(run.epochs):
+            lot = np.random.default_rng([run.seed, self.exercises.draws, epoch])
+            order = lot.permutation(len(lessons))
+            for part in np.array_split(order, min(run.mini_batches, max(len(lessons), 1))):
+                if len(part) and self.rewinds == rewinds:  # else the policy is no longer who drew
+                    one = self._update([lessons[i] for i in part], [old[i] for i in part], journal)
+                    found += [] if one is None else [one]
+        return together(found)
+
+    def _update(
+        self, lessons: list[Lesson], old: list[Tensor | None], journal: Journal
+    ) -> Learned | None:
+        """One optimizer step; None where it was refused."""
+        learned = self.learner.accumulate(lessons, old, self.optimizer)
+        grad_norm = self.optimizer.clip()
+        verdict = self.guard.judge(learned.loss, grad_norm)
+        if verdict is not Verdict.TAKE:
+            self._refuse(verdict, learned.loss, grad_norm, journal)
+            return None
+        self.optimizer.step(self.learning_rate())
+        balance.update_biases(self.model.gates(), learned.load, self.run.gamma)
+        if self.reference is not None and self.optimizer.steps % self.run.reference_every == 0:
+            self.reference.load_state_dict(self.model.state_dict())
+        return learned._replace(grad_norm=grad_norm)
+
+    def _routing(self, draw: Draw) -> float | None:
+        if self.step % self.run.routing_every:
+            return None
+        answer = draw.groups[0].answers[0]
+        return routing_disagreement(self.rollouts, self.model, answer)
+
+    def _refuse(self, verdict: Verdict, loss: float, grad_norm: float, journal: Journal) -> None:
+        """Drop a bad step; after too many, go back to the last state but on with fresh draws."""
+        self.optimizer.clear()
+        detail = f"loss {loss:.4g}, gradient norm {grad_norm:.4g}"
+        logger.warning("step %d: an update was skipped: %s", self.step + 1, detail)
+        journal.write(history.Event(step=self.step, what="update skipped", detail=detail))
+        if verdict is not Verdict.REWIND:
+            return
+        saved = state.latest(self.root)
+        self.rewinds += 1
+        if saved is None or self.rewinds > REWINDS:
+            raise ConfigError(
+                f"reinforcement diverged at step {self.step + 1} ({detail}); lower "
+                f"optim.lr={self.run.optim.lr:g} or raise objective.kl={self.run.objective.kl:g}"
+            )
+        place = self.exercises.state()  # questions go on: the same draws would fail again
+        self._restore(saved)
+        self.exercises.restore(place)
+        self.rollouts.refresh()
+        journal.write(history.Event(step=saved.step, what="rewind", detail=detail))
+
+    # What is written down
+
+    def learning_rate(self) -> float:
+        """The rate of the step to come."""
+        optim = self.run.optim
+        warmup = min(1.0, (self.step + 1) / optim.warmup_steps) if optim.warmup_steps else 1.0
+        return optim.lr * warmup * value_at(optim.schedule, self.step, self.run.steps)
+
+    def _write_step(self, journal: Journal, learned: Learned, lr: float, seconds: float) -> None:
+        load = learned.load
+        violation = balance.max_violation(load) if len(load) else None
+        journal.write(
+            history.Step(
+                step=self.step,
+                tokens=self.tokens,
+                loss=learned.loss,
+                lr=lr,
+                gamma=self.run.gamma,
+                batch_tokens=learned.tokens,
+                grad_norm=learned.grad_norm,
+                max_violation=None if violation is None else violation.mean().item(),
+                max_violation_worst=None if violation is None else violation.max().item(),
+                tokens_per_s=learned.tokens / seconds,
+                elapsed_s=self.elapsed_s,
+            )
+        )
+        if self.step % LOAD_EVERY == 0 and len(load):
+            shares = (load / load.sum(-1, keepdim=True)).tolist()
+            rows = tuple(tuple(round(x, 5) for x in row) for row in shares)
+            journal.write(history.Load(step=self.step, tokens=self.tokens, load=rows))
+
+    def examine(self, journal: Journal) -> None:
+        """Put the questions that are held out."""
+        groups = self.exercises.examine()
+        for row in reinforce_rows.examined(groups, step=self.step, tokens=self.tokens):
+            journal.write(row)
+
+    # Saving
+
+    def finish(self, journal: Journal) -> None:
+        """Publish the model folder, and write down the end."""
+        self.model.save(self.run.out)
+        self.tokenizer.save(self.run.out)
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        journal.write(
+            history.End(
+                step=self.step, tokens=self.tokens, elapsed_s=self.elapsed_s, peak_rss_bytes=peak
+            )
+        )
+
+    def save(self) -> None:
+        """Publish everything the next step depends on."""
+        tensors = self.optimizer.state()
+        biases = enumerate(self.model.gates())
+        tensors |= {f"bias.{i}": gate.e_score_correction_bias for i, gate in biases}
+        if self.reference is not None:
+            whole = self.reference.state_dict()
+            tensors |= {f"reference.{name}": tensor for name, tensor in whole.items()}
+        values = {
+            "optimizer_steps": self.optimizer.steps,
+            "tokens": self.tokens,
+            "elapsed_s": self.elapsed_s,
+            "dtype": str(self.machine.dtype),
+            "exercises": self.exercises.state(),
+            "guard": self.guard.state(),
+        }
+        state.save(self.root, self.step, tensors, values, self.run.keep)
+        self.rewinds = 0
+
+    def resume(self) -> bool:
+        """Go on from the newest saved state, if there is one."""
+        saved = state.latest(self.root)
+        if saved is None:
+            return False
+        self._restore(saved)
+        self.rollouts.refresh()
+        return True
+
+    def _restore(self, saved: state.State) -> None:
+        values = saved.values
+        if values["dtype"] != str(self.machine.dtype):
+            raise ConfigError(
+                f"{self.root} was trained in {values['dtype']}, this machine would go on in "
+                f"{self.machine.dtype}; set precision to what it was"
+            )
+        self.step, self.tokens = saved.step, int(str(values["tokens"]))
+        self.elapsed_s = float(str(values["elapsed_s"]))
+        self.optimizer.restore(saved.tensors, int(str(values["optimizer_steps"])))
+        for i, gate in enumerate(self.model.gates()):
+            gate.e_score_correction_bias.copy_(saved.tensors[f"bias.{i}"])
+        if self.reference is not None:
+            stem = "reference."
+            whole = {n.removeprefix(stem): t for n, t in saved.tensors.items() if stem in n}
+            self.reference.load_state_dict(whole)
+        guard, exercises = values["guard"], values["exercises"]
+        assert isinstance(guard, dict)
+        assert isinstance(exercises, dict)
+        self.guard.restore(guard)
+        self.exercises.restore(exercises)
+
+    def _frozen(self) -> DeepSeekV3:
+        return copy.deepcopy(self.model).requires_grad_(False)
