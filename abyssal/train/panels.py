@@ -11,7 +11,7 @@ from abyssal.report.notation import (
     plain,
     two_decimals,
 )
-from abyssal.train import curves
+from abyssal.train import curves, reinforce_panel
 from abyssal.train.heatmap import heat_maps, legend
 from abyssal.train.history import Metrics
 

@@ -141,6 +141,7 @@ class Training:
                     f"{context - 1} (max_position_embeddings={context}); shorten it"
                 )
 
+
 def begin(
     recipe: str | Path, overrides: Sequence[str] | Mapping[str, object] = ()
 ) -> Training | Reinforcement:
