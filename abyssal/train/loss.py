@@ -12,14 +12,13 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 
 from abyssal.batch import IGNORE, Batch
 from abyssal.kernels import cross_entropy as kernel
 from abyssal.model.moe import Routing
 from abyssal.model.transformer import Output
+from abyssal.train.logprobs import logprobs
 
 LOGITS_BYTES = 1 << 25  # of logits, formed at a time
 ROUND = 512  # rows that gathered ones are filled up to a multiple of
@@ -105,22 +104,12 @@ def by_row(hidden: Tensor, head: Tensor, labels: Tensor) -> tuple[Tensor, Tensor
 def token_logprobs(hidden: Tensor, head: Tensor, labels: Tensor) -> Tensor:
     """log p of labels (T,) given hidden (T, D) and head (W, D) -> (T,) float32; 0 where ignored.
 
-    With gradients, and yet without the logits of all rows at once: chunks of rows go through the
-    head again in the backward. Other than `cross_entropy` it suits a loss in which every row's
-    gradient has a weight of its own, found only after the pass (preferences, policy gradients).
+    With gradients: for a loss in which every row's has a weight of its own, found only after the
+    pass (preferences, policy gradients).
     """
     scored = (labels != IGNORE).nonzero()[:, 0]
-    few = [
-        checkpoint(_logprobs, hidden[rows], head, labels[rows], use_reentrant=False)
-        for rows in scored.split(_rows_at_a_time(head))
-    ]
-    zeros = hidden.new_zeros(len(labels), dtype=torch.float32)
-    return zeros.index_add(0, scored, torch.cat(few))
-
-
-def _logprobs(hidden: Tensor, head: Tensor, labels: Tensor) -> Tensor:
-    logits = (hidden @ head.T).float()
-    return -F.cross_entropy(logits, labels, reduction="none")
+    few = logprobs(hidden[scored], head, labels[scored])
+    return hidden.new_zeros(len(labels), dtype=torch.float32).index_add(0, scored, few)
 
 
 def _rows_at_a_time(head: Tensor) -> int:
