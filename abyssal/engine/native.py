@@ -49,7 +49,7 @@ class NativeRunner:
         """The same model over another cache."""
         return NativeRunner(self.stack, cache, fixed=self.fixed)
 
-    def refresh(self, model: DeepSeekV3) -> None:
+    def refresh(self, model: "DeepSeekV3") -> None:
         """Take over the weights of a model like the one that was packed."""
         packed.refill(self.stack.weights, model)
 

@@ -58,7 +58,7 @@ class Runner:
         """The same model over another cache."""
         return Runner(self.model, cache, self.tile)
 
-    def refresh(self, model: DeepSeekV3) -> None:
+    def refresh(self, model: "DeepSeekV3") -> None:
         """Take over the weights of a model; of the one that runs here, they are here already."""
         self.model = model
 

@@ -160,16 +160,6 @@ def test_log_probabilities_and_gradients_are_torchs_whatever_the_chunks(rows, ig
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
 
 
-def test_logits_never_exist_for_more_rows_than_a_chunk(monkeypatch):
-    monkeypatch.setattr(loss, "_rows_at_a_time", lambda head: 4)
-    met = []
-    inner = loss._logprobs
-    monkeypatch.setattr(loss, "_logprobs", lambda h, *rest: met.append(len(h)) or inner(h, *rest))
-    hidden = torch.randn(17, 5).requires_grad_()
-    token_logprobs(hidden, torch.randn(11, 5), torch.randint(11, (17,))).sum().backward()
-    assert sorted(met) == [1, 1] + [4] * 8  # forward, and again backward
-
-
 def test_an_answer_is_the_sum_of_its_tokens_and_no_other():
     hidden, head = torch.randn(7, 5), torch.randn(11, 5)
     labels = torch.tensor([IGNORE, 3, 4, IGNORE, 2, 1, IGNORE])
