@@ -35,7 +35,7 @@ _FENCED = re.compile(r"```[ \t]*(?:python|py)?[ \t]*\n(.*?)(?:```|\Z)", re.DOTAL
 def pass_at_k(count: int, right: int, k: int) -> float:
     """The chance that k of `count` answers, of which some are right, hold a right one.
 
-    1 - C(count - right, k) / C(count, k), without bias; Chen et al. 2021 (arXiv 2107.03374), eq. 1.
+    1 - C(count - right, k) / C(count, k), without bias (Chen et al. 2021, section 2.1).
     """
     if not 0 <= right <= count or not 1 <= k <= count:
         raise ValueError(f"pass@{k} of {right} right answers in {count}")
