@@ -103,7 +103,7 @@ class Engine:
 
     @property
     def runner(self) -> Runner | NativeRunner:
-        """What computes the passes, for those who read tokens without asking for an answer."""
+        """What computes a step."""
         return self._runner
 
     def compile(self, grammar: Grammar) -> Matcher:

@@ -217,17 +217,19 @@ class Evaluation:
     def _graded(self, task: AnswerTask, item: Item, answer: bulk.Answered) -> Row:
         """The answers to a question and what they are worth."""
         if "error" in answer:
-            num = self.settings.samples
-            return {"error": answer["error"], "answers": [], **_scores([0.0] * num, [None] * num)}
+            marks = [0.0] * self.settings.samples
+            votes = None if task.vote is None else [None] * len(marks)
+            return {"error": answer["error"], "answers": [], **_scores(marks, votes)}
         several = answer.get("answers")
         texts = several if isinstance(several, list) else [answer]
         rows: list[Row] = []
         for one in texts:
             text = str(one["text"])
-            grade, vote = task.grade(item, text), task.vote(item, text)
-            rows.append({"text": text, "end": one["finish_reason"], "grade": grade, "vote": vote})
-        scores = _scores([row["grade"] for row in rows], [row["vote"] for row in rows])
-        return {"answers": rows, **scores}
+            said = {} if task.vote is None else {"vote": task.vote(item, text)}
+            end, grade = one["finish_reason"], task.grade(item, text)
+            rows.append({"text": text, "end": end, "grade": grade, **said})
+        votes = None if task.vote is None else [row["vote"] for row in rows]
+        return {"answers": rows, **_scores([row["grade"] for row in rows], votes)}
 
     def _fits(self, text: str, answer_tokens: int) -> bool:
         tokens = len(self.llm.tokenizer.encode(text, bos=True))
@@ -265,11 +267,12 @@ def _spread(texts: list[str], count: int) -> list[str]:
     return texts[::step][:count]
 
 
-def _scores(marks: list[float], votes: list[str | None]) -> Row:
+def _scores(marks: list[float], votes: Sequence[str | None] | None) -> Row:
     """pass@1 is the mean; of several also whether any is right, and whether the majority is."""
     scores: Row = {"pass@1": sum(marks) / len(marks)}
     if len(marks) > 1:
-        place = grades.majority(votes)
         scores[f"pass@{len(marks)}"] = max(marks)
+    if len(marks) > 1 and votes is not None:
+        place = grades.majority(votes)
         scores[f"cons@{len(marks)}"] = 0.0 if place is None else marks[place]
     return scores

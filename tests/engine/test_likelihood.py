@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from abyssal.engine.engine import Engine
 from abyssal.engine.likelihood import Continuation, Scorer
 from abyssal.errors import RequestError
 
@@ -76,3 +77,16 @@ def test_a_group_larger_than_the_cache_gets_a_larger_one(llm, monkeypatch):
 def test_what_cannot_be_scored_is_refused(scorer, tokens):
     with pytest.raises(RequestError, match="expected"):
         scorer.score([[Continuation(tokens)]])
+
+
+def test_torch_s_passes_say_the_same_and_as_surely(model, tokenizer, scorer, monkeypatch):
+    monkeypatch.setattr("abyssal.engine.engine.runs_natively", lambda device: False)
+    slow = Scorer(Engine(model, tokenizer))
+    groups = groups_of(3, 12)
+    found, expected = slow.score(groups), scorer.score(groups)
+    assert slow.score(groups[::-1]) == found[::-1]
+    assert [slow.score([group])[0] for group in groups] == found
+    for group, other in zip(found, expected, strict=True):
+        assert [one.logprob for one in group] == pytest.approx(
+            [one.logprob for one in other], abs=1e-3
+        )
