@@ -1,6 +1,6 @@
 """Our scores beside lm-eval's for the same model, item by item: BLiMP, ARC-easy and HellaSwag.
 
-    python benchmarks/lm_eval_scores.py FOLDER [--limit N]
+    python benchmarks/lm_eval_scores.py FOLDER [--tasks blimp,arc_easy] [--limit N]
 
 lm-eval runs its own published tasks, on our data in the form its datasets have, through
 `abyssal/evals/lm_eval.py`. Every log-likelihood and every right or wrong is compared for equality.
@@ -14,7 +14,7 @@ import os
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -48,9 +48,11 @@ class Compared(NamedTuple):
     theirs_s: float
 
 
-def compare(llm: LLM, folder: str | Path, limit: int | None, out: Path) -> dict[str, Compared]:
+def compare(
+    llm: LLM, folder: str | Path, limit: int | None, out: Path, names: Sequence[str] = NAMES
+) -> dict[str, Compared]:
     """Both harnesses over the same samples; `out` is an empty folder."""
-    tasks = [catalog.task(name) for name in NAMES]
+    tasks = [catalog.task(name) for name in names]
     evaluation = Evaluation(llm, folder, tasks, out / "ours", limit=limit)
     took: dict[str, float] = {}
     began = time.perf_counter()
@@ -160,13 +162,14 @@ def main() -> None:
     """Print a table; exit with 1 where anything differs."""
     options = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     options.add_argument("folder")
+    options.add_argument("--tasks", default=",".join(NAMES))
     options.add_argument("--limit", type=int, default=None)
     args = options.parse_args()
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
     llm = LLM(args.folder, options=EngineOptions(deterministic=True))
     with tempfile.TemporaryDirectory() as out:
         os.environ["HF_HOME"] = out
-        found = compare(llm, args.folder, args.limit, Path(out))
+        found = compare(llm, args.folder, args.limit, Path(out), args.tasks.split(","))
     print("| task | items | same likelihoods | same scores | ours | lm-eval | ours | lm-eval |")
     print("| --- | --- | --- | --- | --- | --- | --- | --- |")
     for name, one in found.items():

@@ -31,7 +31,7 @@ from abyssal.evals.endings import chosen, continuations
 from abyssal.evals.intervals import interval
 from abyssal.evals.records import RESULTS, Records, Row, claim, head, identity
 from abyssal.evals.task import Choice, Item
-from abyssal.report.heatmap import heat_map, legend
+from abyssal.report.heatmap import heat_map
 
 OPENING = "There is a pass key hidden in this text. Find it and remember it.\n\n"
 NEEDLE = " The pass key is {key}. Remember it. {key} is the pass key."
@@ -228,14 +228,14 @@ def table(found: Mapping[str, Any], metric: str) -> list[tuple[str, ...]]:
 
 
 def figure(found: Mapping[str, Any], metric: str, name: str = "") -> str:
-    """The map for a page: a column a length, depths from top to bottom."""
+    """The map for a page: a column a length, depths from top to bottom; colors are EDGES."""
     depths, columns = found["depths"], found[metric]["map"]
     remarks = []
     for length, column in zip(found["lengths"], columns, strict=True):
         found_at = zip(depths, column, strict=True)
         remarks.append([f"{length:,} tokens", *(f"depth {d:.0%}: {s:.0%}" for d, s in found_at)])
     lengths = ", ".join(f"{length:,}" for length in found["lengths"])
-    return legend(EDGES, "share found") + heat_map(
+    return heat_map(
         columns, EDGES, remarks,
         name=name or f"Needle in a haystack, {metric}",
         label=f"share of keys found by {metric} at {len(columns)} lengths and {len(depths)} depths",

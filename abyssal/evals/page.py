@@ -72,7 +72,7 @@ def _lede(found: Results, maps: Results) -> str:
     said = []
     if found:
         settings = ", ".join(f"{key} {value}" for key, value in found["settings"].items())
-        said.append(f"Model {found['model'][:12]}; {settings}; abyssal {found['abyssal']}.")
+        said.append(f"Model {found['model'][:12]}; {settings}.")
         said.append("Intervals hold the true score 95 times in 100.")
     if maps:
         said.append(f"{maps['trials']} needles at each of {len(maps['depths'])} depths.")
@@ -97,9 +97,9 @@ def _task(out: Path, name: str, scores: Results) -> str:
     about = scores["about"]
     said = [about["protocol"], about["source"], about["license"], about["caveat"]]
     if scores.get("errors"):
-        said.append(f"{scores['errors']:,} questions could not be asked and count as wrong")
+        said.append(f"questions that could not be asked, counted as wrong: {scores['errors']:,}")
     if scores.get("answers_cut_off"):
-        said.append(f"{scores['answers_cut_off']:,} answers were cut off at their longest")
+        said.append(f"answers cut off at their longest: {scores['answers_cut_off']:,}")
     parts = "".join(f"<p>{escape(text[:1].upper() + text[1:])}.</p>" for text in said if text)
     return parts + _domains(scores) + _samples(_rows(out / f"{name.replace(':', '-')}.jsonl"))
 
@@ -202,7 +202,11 @@ def _needles(found: Results) -> str:
         for metric in needle.METRICS
         for length, one in zip(found["lengths"], found[metric]["by_length"], strict=True)
     ]
-    return bars("By length", "share of keys found", rows) + f'<div class="grid maps">{maps}</div>'
+    return (
+        bars("By length", "share of keys found; the line is chance", rows)
+        + heatmap.legend(needle.EDGES, "share of keys found")
+        + f'<div class="grid maps">{maps}</div>'
+    )
 
 
 def _experts(found: Results) -> str:

@@ -35,7 +35,7 @@ _FENCED = re.compile(r"```[ \t]*(?:python|py)?[ \t]*\n(.*?)(?:```|\Z)", re.DOTAL
 def pass_at_k(count: int, right: int, k: int) -> float:
     """The chance that k of `count` answers, of which some are right, hold a right one.
 
-    1 - C(count - right, k) / C(count, k), without bias; Chen et al. 2021 (arXiv 2107.03374), eq. 1.
+    1 - C(count - right, k) / C(count, k), without bias (Chen et al. 2021, section 2.1).
     """
     if not 0 <= right <= count or not 1 <= k <= count:
         raise ValueError(f"pass@{k} of {right} right answers in {count}")
@@ -66,7 +66,6 @@ def tasks(*, allow_weak: bool = False) -> tuple[AnswerTask, AnswerTask]:
         items=_humaneval,
         question=_humaneval_question,
         grade=_graded(_humaneval_parts, allow_weak),
-        vote=_no_vote,
     )
     mbpp = AnswerTask(
         name="mbpp",
@@ -79,7 +78,6 @@ def tasks(*, allow_weak: bool = False) -> tuple[AnswerTask, AnswerTask]:
         items=_mbpp,
         question=_mbpp_question,
         grade=_graded(_mbpp_parts, allow_weak),
-        vote=_no_vote,
     )
     return humaneval, mbpp
 
@@ -89,11 +87,6 @@ def _graded(
 ) -> Callable[[Item, str], float]:
     """1 where the program that a task makes of an answer passes the tests, else 0."""
     return lambda item, text: float(passes(*parts(item, text), allow_weak=allow_weak))
-
-
-def _no_vote(item: Item, text: str) -> str | None:
-    """Programs are not counted as equal by their text."""
-    return None
 
 
 def _written(text: str) -> tuple[str, bool]:
