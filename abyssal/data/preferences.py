@@ -6,9 +6,11 @@
 A prompt is messages, or text for one user message; an answer is text, an assistant message, or a
 list of messages that begins and ends with one (tool calls and their results between).
 
-For a model that tells stories there are pairs in the package: two stories of about one length, one
-about what the request asks for, the other about something else. Both are real stories, so that
-nothing but the subject tells them apart.
+For a model that tells stories there are pairs in the package. Both answers are real text of about
+one length, so that only one thing tells them apart:
+
+    subjects    a story about what the request asks for, and one about something else
+    endings     a whole story, and the beginning of a longer one, broken off behind a sentence
 """
 
 from collections.abc import Iterator, Sequence
@@ -20,12 +22,13 @@ import numpy as np
 from abyssal.data.documents import DropReport, text_fault
 from abyssal.data.records import ROW_SUFFIXES, find_files, read_rows
 from abyssal.data.requests import Requests
-from abyssal.data.subjects import Subject, find_subjects, singular, words_of
+from abyssal.data.subjects import Subject, find_subjects, opening_of, singular, words_of
 from abyssal.errors import DataError
 from abyssal.tokenizer.bpe import Tokenizer
 from abyssal.tokenizer.chat import Layout, Message, render
 
 LENGTHS = 0.2  # how far the lengths of two stories may be apart, in parts of the longer
+_ALL = 1000  # sentences, more than any story has
 TRIES = 200  # stories looked at for one that is about something else
 
 
@@ -149,6 +152,38 @@ def subject_pairs(
         answers = [[Message("assistant", told[i].strip())] for i in (int(index), other)]
         yield Comparison([Message("user", request)], tuple(answers))
         made += 1
+
+
+def ending_pairs(
+    stories: Sequence[str], seed: int, count: int, longest: int = 900
+) -> Iterator[Comparison]:
+    """At most `count` whole stories, each with the beginning of a longer one of about its length.
+
+    Lines are joined in both, since a beginning is cut between sentences.
+    """
+    told = [story for story in stories if len(story) <= longest]
+    rng = np.random.default_rng([seed, 5])
+    made = 0
+    for index in rng.permutation(len(told)):
+        if made == count:
+            return
+        whole = opening_of(told[index], _ALL)
+        begun = _beginning(stories[int(rng.integers(len(stories)))], len(whole))
+        if begun:
+            answers = ([Message("assistant", whole)], [Message("assistant", begun)])
+            yield Comparison([Message("user", "Tell me a story.")], answers)
+            made += 1
+
+
+def _beginning(story: str, length: int) -> str:
+    """The first sentences of a story, about `length` characters; nothing if that is all of it."""
+    whole = opening_of(story, _ALL)
+    best, sentences = "", 1
+    while len(begun := opening_of(story, sentences)) < len(whole):
+        if len(begun) > (1 + LENGTHS) * length:
+            break
+        best, sentences = begun, sentences + 1
+    return best if len(best) >= (1 - LENGTHS) * length else ""
 
 
 def _other(

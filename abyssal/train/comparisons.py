@@ -27,6 +27,7 @@ from abyssal.data.preferences import (
     Comparison,
     Encoded,
     encode_answer,
+    ending_pairs,
     read_comparisons,
     subject_pairs,
 )
@@ -50,6 +51,7 @@ class ComparisonSource:
     name: str
     rows: Path | None = None
     shipped: int | None = None
+    kind: Literal["subjects", "endings"] = "subjects"  # of pairs that are shipped
     split: Literal["train", "valid"] = "train"  # of the packaged stories
 
     def __post_init__(self) -> None:
@@ -253,5 +255,7 @@ def _comparisons(source: ComparisonSource, seed: int) -> tuple[Iterator[Comparis
         return read_comparisons(source.rows, report), report
     assert source.shipped is not None
     stories = corpus.stories(source.split)
+    if source.kind == "endings":
+        return ending_pairs(stories, seed, source.shipped), report
     requests = Requests(corpus.stories("train"))
     return subject_pairs(stories, requests, seed, source.shipped), report

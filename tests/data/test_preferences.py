@@ -9,11 +9,12 @@ from abyssal.data.documents import DropReport
 from abyssal.data.preferences import (
     LENGTHS,
     encode_answer,
+    ending_pairs,
     read_comparisons,
     subject_pairs,
 )
 from abyssal.data.requests import Requests
-from abyssal.data.subjects import find_subjects, singular, words_of
+from abyssal.data.subjects import find_subjects, opening_of, singular, words_of
 from abyssal.tokenizer.bpe import Tokenizer
 from abyssal.tokenizer.chat import Message, ToolCall
 
@@ -121,3 +122,17 @@ def test_the_same_seed_makes_the_same_pairs_and_another_one_others(shipped):
     stories = corpus.stories("valid")
     one, again, other = (list(subject_pairs(stories, requests, s, 10)) for s in (1, 1, 2))
     assert one == again != other
+
+
+def test_the_worse_answer_is_the_beginning_of_another_story_and_about_as_long():
+    stories = corpus.stories("valid")
+    whole = {opening_of(story, 1000) for story in stories}
+    found = list(ending_pairs(stories, 1, 50))
+    assert len(found) == 50
+    for _, (chosen, rejected), _ in found:
+        better, worse = chosen[0].content, rejected[0].content
+        assert better in whole
+        assert worse not in whole
+        assert any(story.startswith(worse) for story in whole)
+        assert abs(len(better) - len(worse)) <= LENGTHS * len(better)
+    assert found == list(ending_pairs(stories, 1, 50)) != list(ending_pairs(stories, 2, 50))

@@ -172,6 +172,35 @@ def test_killed_at_twenty_moments_and_more_at_the_end(server, recipe, undisturbe
     assert 0 < max(lost) <= SAVE_EVERY
 
 
+@pytest.mark.parametrize("stage", ["sft", "dpo", "reward"])
+@pytest.mark.parametrize("adapters", [False, True])
+def test_every_stage_killed_at_random_ends_the_same(
+    server, course, base, look, tmp_path, stage, adapters
+):
+    rng = random.Random(f"{stage} {adapters}")
+    words = ["train", course.root / f"{stage}.toml", f"init={base}"]
+    words.append(f"tokens={60 * STEP}" if stage == "sft" else "epochs=10.0")
+    words += ["lora.rank=2"] if adapters else []
+    server.start(*words, f"out={tmp_path / 'whole'}")
+    assert server.wait() == 0
+    out, kills = tmp_path / "run", 0
+    for number in [rng.randint(1, 9) for _ in range(5)]:
+        before = num_steps(out)
+        child = server.start(*words, f"out={out}")
+        wait_for(lambda more=number, before=before: num_steps(out) >= before + more)
+        with suppress(ProcessLookupError):
+            os.kill(child, signal.SIGKILL)
+        kills += server.wait() == -signal.SIGKILL
+    assert kills == 5
+    server.start(*words, f"out={out}")
+    assert server.wait() == 0
+    ours, theirs = look(out), look(tmp_path / "whole")
+    assert ours.weights == theirs.weights
+    assert ours.figures == theirs.figures
+    assert ours.metrics.measures == theirs.metrics.measures
+    assert ours.metrics.drifts == theirs.metrics.drifts
+
+
 def test_terminated_or_killed_as_a_real_process_and_run_again(recipe, undisturbed, look, tmp_path):
     out = tmp_path / "run"
     words = [sys.executable, "-m", "abyssal", "train", str(recipe), f"out={out}"]
