@@ -38,7 +38,10 @@ _HOMES = {
 def __getattr__(name: str) -> object:
     if name not in _HOMES:
         raise AttributeError(f"module 'abyssal' has no attribute {name!r}")
-    home = import_module(_HOMES[name])
+    from abyssal.collector import paused  # `import abyssal` imports nothing of it
+
+    with paused():
+        home = import_module(_HOMES[name])
     return home if home.__name__ == f"abyssal.{name}" else getattr(home, name)
 
 

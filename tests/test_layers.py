@@ -16,7 +16,7 @@ import abyssal
 ROOT = Path(abyssal.__file__).parent
 
 FLOORS = [
-    {"errors"},
+    {"errors", "collector"},
     {"config", "batch"},
     {"recipe"},
     {"plan", "tokenizer", "kernels", "checkpoint"},
@@ -99,7 +99,9 @@ def test_every_way_to_import_is_seen(source, expected):
 
 def test_the_ground_floors_and_the_command_line_import_no_torch():
     light = [
-        file for file in FILES if package_of(file) in {"errors", "config", "recipe", "plan", "cli"}
+        file
+        for file in FILES
+        if package_of(file) in {"errors", "collector", "config", "recipe", "plan", "cli"}
     ]
     names = [f"abyssal.{'.'.join(file.with_suffix('').parts)}" for file in light]
     code = f"""
@@ -110,4 +112,25 @@ print(sorted({{"torch", "numpy", "tokenizers", "matplotlib"}} & set(sys.modules)
 """
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert len(light) > 8
+    assert run.stdout.strip() == "[]"
+
+
+def test_a_start_from_a_packed_file_imports_no_more_than_a_first_token_needs():
+    waiting = [
+        "abyssal.checkpoint",
+        "abyssal.engine.grammar",
+        "abyssal.engine.packing",
+        "abyssal.model.transformer",
+        "abyssal.tokenizer.chat",
+        "abyssal.tokenizer.tools",
+        "fastapi",
+        "llguidance",
+        "matplotlib",
+        "numpy.random",
+        "rich",
+    ]
+    code = (
+        f"import sys, torch, abyssal; abyssal.LLM; print(sorted({set(waiting)} & set(sys.modules)))"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert run.stdout.strip() == "[]"

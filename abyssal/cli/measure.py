@@ -90,7 +90,7 @@ def _machine() -> dict[str, object]:
         "cores": os.cpu_count(),
         "precision": str(found.dtype).removeprefix("torch."),
         "peak_flops": found.peak_flops,
-        "kernels": registry.status(),
+        "kernels": registry.status()._asdict(),
     }
 
 

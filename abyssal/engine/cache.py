@@ -3,7 +3,7 @@
 DeepSeek-V3 (arXiv 2412.19437), section 2.1.1. Nothing is kept per head, and nothing here knows of
 sequences between passes: `begin` is told which pages hold which tokens, and plans how the kernel
 reads them. Page 0 is nobody's; it stands where a table must be filled up. In int8 each token has
-two scales besides, of two bytes each.
+two scales besides, of two bytes each, and a bit for every four rotary numbers.
 
     T tokens of a pass    S sequences    n tokens each brings    H heads    C kv_lora_rank
     R qk_rope_head_dim
@@ -22,12 +22,9 @@ from torch import Tensor
 from abyssal.config import ModelConfig
 from abyssal.engine.pages import PAGE
 from abyssal.kernels.latent_attention import (
-    SCALE_BYTES,
     Extents,
     Group,
     Pairs,
-    append_integers,
-    dequantize,
     fixed_attention,
     latent_attention,
     native_attention,
@@ -35,6 +32,7 @@ from abyssal.kernels.latent_attention import (
     plan_pairs,
     twin,
 )
+from abyssal.kernels.latent_pages import append_integers, dequantize, integer_bytes
 from abyssal.kernels.registry import Native
 
 MOST_TOGETHER = 8  # tokens of an extent that is read together with others of its count
@@ -83,7 +81,9 @@ class PagedCache:
     @staticmethod
     def bytes_per_page(config: ModelConfig, num_layers: int, dtype: torch.dtype) -> int:
         """What one page takes in all layers."""
-        token = config.latent_size * dtype.itemsize + SCALE_BYTES * (dtype == torch.int8)
+        token = config.latent_size * dtype.itemsize
+        if dtype == torch.int8:
+            token = integer_bytes(config.latent_size, config.kv_lora_rank)
         return num_layers * PAGE * token
 
     def copy(self, pairs: Iterable[tuple[int, int]]) -> None:

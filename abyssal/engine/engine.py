@@ -11,7 +11,8 @@ import logging
 import time
 from collections.abc import Sequence
 from contextlib import nullcontext
-from typing import NamedTuple
+from functools import cached_property
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
@@ -19,7 +20,6 @@ from torch import Tensor
 from abyssal.config import ModelConfig
 from abyssal.engine.answer import Answer
 from abyssal.engine.cache import PagedCache
-from abyssal.engine.grammar import Grammars
 from abyssal.engine.memory import cache_budget
 from abyssal.engine.native import NativeRunner, stack_of
 from abyssal.engine.options import EngineOptions as EngineOptions
@@ -34,8 +34,11 @@ from abyssal.engine.speculative import Drafter
 from abyssal.errors import AbyssalError, ConfigError
 from abyssal.kernels import stack as native
 from abyssal.kernels.stack import Stack
-from abyssal.model.transformer import DeepSeekV3
 from abyssal.tokenizer.bpe import Tokenizer
+
+if TYPE_CHECKING:  # wait until they are asked for
+    from abyssal.engine.grammar import Grammars
+    from abyssal.model.transformer import DeepSeekV3
 
 logger = logging.getLogger(__name__)
 
@@ -65,13 +68,16 @@ class Engine:
     """
 
     def __init__(
-        self, model: DeepSeekV3 | Stack, tokenizer: Tokenizer, options: EngineOptions | None = None
+        self,
+        model: "DeepSeekV3 | Stack",
+        tokenizer: Tokenizer,
+        options: EngineOptions | None = None,
     ):
         self.tokenizer = tokenizer
         self.options = options = options or EngineOptions()
         self._config = config = model.config
         options.check(config)
-        if isinstance(model, DeepSeekV3) and runs_natively(model.lm_head.weight.device):
+        if not isinstance(model, Stack) and runs_natively(model.lm_head.weight.device):
             model = stack_of(model, config)
         place = _CachePlace.of(model, options)
         self._pool = PagePool(place.num_pages(options))
@@ -91,10 +97,15 @@ class Engine:
         else:
             self._runner = Runner(model, self._cache, TILE if options.deterministic else None)
         self._drafter = Drafter(self._runner, options.draft) if options.draft else None
-        self._grammars = Grammars(tokenizer)
         self._answers: dict[int, Answer] = {}
         self._num_steps = self._num_drawn = 0
         self._step_s = self._schedule_s = 0.0
+
+    @cached_property
+    def _grammars(self) -> "Grammars":
+        from abyssal.engine.grammar import Grammars  # llguidance waits for the first of them
+
+        return Grammars(self.tokenizer)
 
     @property
     def is_idle(self) -> bool:
@@ -329,7 +340,7 @@ class _CachePlace(NamedTuple):
     num_layers: int  # those of the model, and the MTP module's where it drafts
 
     @classmethod
-    def of(cls, model: DeepSeekV3 | Stack, options: EngineOptions) -> "_CachePlace":
+    def of(cls, model: "DeepSeekV3 | Stack", options: EngineOptions) -> "_CachePlace":
         if isinstance(model, Stack):
             dtype, device = model.embed_dtype, torch.device("cpu")
         else:

@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TypeGuard, Unpack, overload
+from typing import TYPE_CHECKING, TypeGuard, Unpack, overload
 
 import torch
 
@@ -23,10 +23,13 @@ from abyssal.engine.prompts import Prompts
 from abyssal.engine.request import Completion, Delta, Request, SamplingChanges, SamplingParams
 from abyssal.errors import ConfigError, RequestError
 from abyssal.kernels.stack import Stack
-from abyssal.model.transformer import DeepSeekV3
 from abyssal.tokenizer.bpe import Tokenizer
-from abyssal.tokenizer.chat import Layout, Message, render
-from abyssal.tokenizer.tools import Tool
+from abyssal.tokenizer.message import Message
+from abyssal.tokenizer.template import Layout
+
+if TYPE_CHECKING:  # a first token needs neither
+    from abyssal.model.transformer import DeepSeekV3
+    from abyssal.tokenizer.tools import Tool
 
 SMALL_BYTES = 2**30  # BF16 weights below this are widened to float32 where torch runs them
 
@@ -45,7 +48,7 @@ class LLM:
 
     def __init__(
         self,
-        model: DeepSeekV3 | str | Path,
+        model: "DeepSeekV3 | str | Path",
         tokenizer: Tokenizer | None = None,
         *,
         dtype: torch.dtype | None = None,
@@ -54,7 +57,7 @@ class LLM:
     ):
         self._model: DeepSeekV3 | None = None
         self._is_live = isinstance(model, DeepSeekV3)  # its weights may be moved by who holds it
-        if isinstance(model, DeepSeekV3):
+        if not isinstance(model, str | Path):
             if tokenizer is None or dtype is not None or device is not None:
                 raise ConfigError(
                     "an LLM around a loaded model needs its tokenizer and takes no dtype or "
@@ -81,7 +84,7 @@ class LLM:
         self.prompts = Prompts(self.config, self.tokenizer, self.engine.compile)
 
     @property
-    def model(self) -> DeepSeekV3:
+    def model(self) -> "DeepSeekV3":
         """The model as a torch module; of a folder that runs natively, loaded when it is wanted."""
         if self._model is None:
             self._model = _load(self._folder, self._dtype, self._device)
@@ -146,7 +149,7 @@ class LLM:
         *,
         layout: Layout = "v3",
         thinking: bool = False,
-        tools: Sequence[Tool] = (),
+        tools: "Sequence[Tool]" = (),
         **changes: Unpack[SamplingChanges],
     ) -> Completion:
         """The assistant's answer to a conversation; a text is one user message. Nothing is cut off.
@@ -172,7 +175,7 @@ class LLM:
         *,
         layout: Layout = "v3",
         thinking: bool = False,
-        tools: Sequence[Tool] = (),
+        tools: "Sequence[Tool]" = (),
         **changes: Unpack[SamplingChanges],
     ) -> Iterator[Delta]:
         """The same answer token by token: a text or tokens are continued, messages are answered."""
@@ -215,6 +218,8 @@ class LLM:
         self, messages: Sequence[Message], layout: Layout = "v3", thinking: bool = False
     ) -> int:
         """Tokens a conversation takes up before its answer."""
+        from abyssal.tokenizer.chat import render  # only for conversations
+
         return len(render(messages, self.tokenizer, layout, thinking).tokens)
 
     def _complete(self, requests: list[Request], progress: bool) -> list[Completion]:
@@ -268,7 +273,9 @@ class LLM:
             self._boxes[delta.request_id].append(delta)
 
 
-def _load(folder: str | Path, dtype: torch.dtype | None, device: torch.device) -> DeepSeekV3:
+def _load(folder: str | Path, dtype: torch.dtype | None, device: torch.device) -> "DeepSeekV3":
+    from abyssal.model.transformer import DeepSeekV3  # native passes need none
+
     model = DeepSeekV3.load(folder)
     size = sum(parameter.nbytes for parameter in model.parameters())
     if dtype is None and device.type == "cpu" and size < SMALL_BYTES:

@@ -5,6 +5,7 @@ T tokens of a pass    S sequences    D hidden_size    W vocab_size    E n_routed
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -16,19 +17,21 @@ from abyssal.engine.pages import PAGE
 from abyssal.engine.runner import HEAD_NUMBERS, Passed, Reading
 from abyssal.kernels.stack import Plan, Stack
 from abyssal.model.rope import cos_sin, softmax_scale
-from abyssal.model.transformer import DeepSeekV3
+
+if TYPE_CHECKING:  # a start from a packed file needs no model
+    from abyssal.model.transformer import DeepSeekV3
 
 PASS_TOKENS = 512  # in one native call: what its buffers are made for
 
 
 def stack_of(
-    model: DeepSeekV3 | str | Path, config: ModelConfig, dtype: torch.dtype | None = None
+    model: "DeepSeekV3 | str | Path", config: ModelConfig, dtype: torch.dtype | None = None
 ) -> Stack:
     """A model in memory, or of a folder, ready for native passes; `dtype` recasts a folder's."""
-    if isinstance(model, DeepSeekV3):
-        weights = packed.from_model(model)
-    else:
+    if isinstance(model, str | Path):
         weights = packed.from_folder(model, config, dtype)
+    else:
+        weights = packed.from_model(model)
     return Stack(config, weights, softmax_scale(config))
 
 
@@ -108,7 +111,7 @@ class NativeRunner:
 
 
 def _num_tokens(readings: Sequence[Reading]) -> int:
-    return sum(len(reading.tokens) for reading in readings)
+    return sum([len(reading.tokens) for reading in readings])
 
 
 def _passes(readings: Sequence[Reading]) -> Iterator[list[Reading]]:

@@ -3,31 +3,30 @@
     FOLDER/packed.bin: arrays, each at a multiple of 64 bytes; an index in JSON; the index's length
 
 The index names what every array is and which weight files it was made of. The file is mapped, not
-read: the second start costs nothing, and processes share it. Packing reads one matrix at a time.
-
-    H heads    N qk_nope_head_dim    V v_head_dim    C kv_lora_rank    E n_routed_experts
+read: the second start costs nothing, and processes share it. What is in it, `engine/packing.py`
+says, which only the first start needs.
 """
 
 import json
 import logging
+import math
 import mmap
 import os
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import IO, Any, NamedTuple, Protocol
+from typing import IO, TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
 
-from abyssal.checkpoint import names, weights
-from abyssal.checkpoint.stored import Matrix
 from abyssal.config import ModelConfig
-from abyssal.kernels.linear import GROUP, Kind, MatStruct, empty, pack_into
+from abyssal.kernels.linear import Kind, MatStruct
 from abyssal.kernels.stack import Array, Layers
-from abyssal.model.transformer import DeepSeekV3
+
+if TYPE_CHECKING:
+    from abyssal.model.transformer import DeepSeekV3
 
 FILE = "packed.bin"
 FORMAT = 2  # of the file: raised when a layout changes
@@ -35,75 +34,8 @@ FORMAT = 2  # of the file: raised when a layout changes
 _ALIGNMENT = 64
 SMALL_BYTES = 64 << 20  # of a file that is read rather than mapped
 HUGE_PAGE = 2 << 20
-_KINDS = {"f32": Kind.F32, "bf16": Kind.BF16, "int8": Kind.INT8, "int4": Kind.INT4, "fp8": Kind.FP8}
-_FP8_BLOCK = (128, 128)
 
 logger = logging.getLogger(__name__)
-
-
-class Source(Protocol):
-    """Weights by published name."""
-
-    def matrix(self, name: str) -> Matrix:
-        """One matrix as it is stored."""
-
-    def vector(self, name: str) -> Tensor:
-        """One tensor that is no matrix product's."""
-
-    def release(self) -> None:
-        """Let go of the memory that what was given so far may hold."""
-
-
-class FolderSource:
-    """The weights of a model folder, which are what its config promises."""
-
-    def __init__(self, folder: Path, config: ModelConfig):
-        with torch.device("meta"):
-            expected = DeepSeekV3(config).state_dict()
-        shapes = {name: tensor.shape for name, tensor in expected.items()}
-        self._shards = weights.check(folder, config, shapes)
-
-    def matrix(self, name: str) -> Matrix:
-        """One matrix as it is stored."""
-        return self._shards.matrix(name)
-
-    def vector(self, name: str) -> Tensor:
-        """One tensor that is no matrix product's."""
-        return self._shards.tensor(name)
-
-    def release(self) -> None:
-        """Unmap the files: what was read of them would count as this process's memory."""
-        self._shards.close()
-
-
-class ModelSource:
-    """The weights of a model in memory."""
-
-    def __init__(self, model: DeepSeekV3):
-        self._places = {
-            part.published: (tensor, part.place)
-            for name, tensor in model.state_dict().items()
-            for part in names.parts(name, tensor.shape, model.config)
-        }
-
-    def matrix(self, name: str) -> Matrix:
-        """One matrix in the model's precision; float16 is widened."""
-        weight = self.vector(name)
-        if weight.dtype == torch.bfloat16:
-            return Matrix("bf16", (weight.shape[0], weight.shape[1]), weight)
-        return Matrix("f32", (weight.shape[0], weight.shape[1]), weight.float())
-
-    def vector(self, name: str) -> Tensor:
-        """One tensor that is no matrix product's."""
-        tensor, place = self._places[name]
-        weight: Tensor = tensor[place]
-        return weight.detach().cpu().contiguous()
-
-    def release(self) -> None:
-        """The model holds its weights itself."""
-
-
-# What a model is packed into
 
 
 class Block(NamedTuple):
@@ -118,141 +50,25 @@ class Block(NamedTuple):
     sum: Array | None  # (count, Np) int32
 
     def structs(self) -> list[MatStruct]:
-        """One description for native code a matrix."""
-        columns = [self._addresses(array) for array in (self.data, self.scale, self.sum)]
-        return [
-            MatStruct(self.kind, self.n, self.k, self.kp, *three)
-            for three in zip(*columns, strict=True)
-        ]
-
-    def _addresses(self, array: Array | None) -> list[int | None]:
-        if array is None:
-            return [None] * len(self.data)
-        first = array.ctypes.data
-        return [first + i * array.strides[0] for i in range(len(array))]
+        """One description for native code a matrix: filled in by columns."""
+        rows = np.zeros((len(self.data), 7), np.int64)
+        rows[:, :4] = self[:4]
+        for column, array in enumerate((self.data, self.scale, self.sum), 4):
+            if array is not None:
+                first = array.__array_interface__["data"][0]
+                rows[:, column] = first + np.arange(len(rows)) * array.strides[0]
+        return list((MatStruct * len(rows)).from_buffer(rows.data))
 
 
 Entry = tuple[str, Block | Array]
 Place = tuple[int, str, tuple[int, ...]]  # of an array in a file: offset, dtype, shape
 
 
-def entries(source: Source, config: ModelConfig, dtype: torch.dtype | None) -> Iterator[Entry]:
-    """Every block and vector by name, one at a time; `dtype` replaces the stored precision."""
-    for name, one in _entries(source, config, dtype):
-        source.release()
-        yield name, one
-
-
-def _entries(source: Source, config: ModelConfig, dtype: torch.dtype | None) -> Iterator[Entry]:
-    yield "model.embed_tokens.weight", _embedding(source, dtype)
-    last = config.num_hidden_layers + min(config.num_nextn_predict_layers, 1)
-    for layer in range(last):
-        yield from _layer(source, config, layer, dtype)
-    if config.num_nextn_predict_layers:
-        stem = f"model.layers.{config.num_hidden_layers}."
-        for name in ("enorm", "hnorm", "shared_head.norm"):
-            yield _vector(source, f"{stem}{name}.weight")
-        yield f"{stem}eh_proj", _block(source, [f"{stem}eh_proj.weight"], dtype)
-    yield _vector(source, "model.norm.weight")
-    yield "lm_head", _block(source, ["lm_head.weight"], dtype)
-
-
-def _layer(
-    source: Source, config: ModelConfig, layer: int, dtype: torch.dtype | None
-) -> Iterator[Entry]:
-    stem = f"model.layers.{layer}."
-    attn, mlp = f"{stem}self_attn.", f"{stem}mlp."
-    yield _vector(source, f"{stem}input_layernorm.weight")
-    yield _vector(source, f"{stem}post_attention_layernorm.weight")
-    yield _vector(source, f"{attn}kv_a_layernorm.weight")
-    projections = ["kv_a_proj_with_mqa", "o_proj"]
-    if config.q_lora_rank is None:
-        projections.append("q_proj")
-    else:
-        yield _vector(source, f"{attn}q_a_layernorm.weight")
-        projections += ["q_a_proj", "q_b_proj"]
-    for name in projections:
-        yield f"{attn}{name}", _block(source, [f"{attn}{name}.weight"], dtype)
-    yield from _heads(source, config, f"{attn}kv_b_proj", dtype)
-    feeds = {mlp: [mlp]}
-    if config.is_moe(layer):
-        yield _vector(source, f"{mlp}gate.e_score_correction_bias")
-        router = source.vector(f"{mlp}gate.weight").float()
-        yield f"{mlp}gate", _packed([Matrix("f32", (len(router), router.shape[1]), router)])
-        feeds = {f"{mlp}experts.": [f"{mlp}experts.{e}." for e in range(config.n_routed_experts)]}
-        if config.n_shared_experts:
-            feeds[f"{mlp}shared_experts."] = [f"{mlp}shared_experts."]
-    for name, stems in feeds.items():
-        for part in ("gate_proj", "up_proj", "down_proj"):
-            yield f"{name}{part}", _block(source, [f"{s}{part}.weight" for s in stems], dtype)
-
-
-def _heads(
-    source: Source, config: ModelConfig, name: str, dtype: torch.dtype | None
-) -> Iterator[Entry]:
-    """kv_b_proj by heads: what unfolds keys (N, C), values (V, C), and absorbs queries (C, N)."""
-    matrix = source.matrix(f"{name}.weight")
-    whole = matrix.dequantize()
-    whole = whole if dtype is None else whole.to(dtype)
-    heads = whole.unflatten(0, (config.num_attention_heads, -1))  # (H, N+V, C)
-    keys, values = heads.split([config.qk_nope_head_dim, config.v_head_dim], 1)
-    for part, some in (("absorb", keys.mT), ("keys", keys), ("values", values)):
-        yield f"{name}.{part}", _packed([_plain(head) for head in some])
-
-
-def _block(source: Source, published: list[str], dtype: torch.dtype | None) -> Block:
-    matrices = (source.matrix(name) for name in published)
-    return _packed([_native(matrix, dtype) for matrix in matrices])
-
-
-def _native(matrix: Matrix, dtype: torch.dtype | None) -> Matrix:
-    """The matrix in a form there is a kernel for."""
-    if dtype is not None:
-        return _plain(matrix.dequantize().to(dtype))
-    odd_blocks = matrix.kind == "fp8" and matrix.block != _FP8_BLOCK
-    odd_groups = matrix.kind == "int4" and matrix.block[1] != GROUP
-    return _plain(matrix.dequantize()) if odd_blocks or odd_groups else matrix
-
-
-def _plain(weight: Tensor) -> Matrix:
-    kind = "bf16" if weight.dtype == torch.bfloat16 else "f32"
-    data = weight if kind == "bf16" else weight.float()
-    return Matrix(
-        "bf16" if kind == "bf16" else "f32", (len(data), data.shape[1]), data.contiguous()
-    )
-
-
-def _packed(matrices: list[Matrix]) -> Block:
-    """Matrices of one shape side by side; in BF16 where their kinds differ."""
-    if len({matrix.kind for matrix in matrices}) > 1:
-        matrices = [_plain(matrix.dequantize()) for matrix in matrices]
-    (n, k), kind = matrices[0].shape, _KINDS[matrices[0].kind]
-    room = empty(kind, n, k, len(matrices))
-    for i, matrix in enumerate(matrices):
-        pack_into(room[i], matrix.data, matrix.scale)
-    scale = None if room.scale is None else room.scale.numpy()
-    sums = None if room.sum is None else room.sum.numpy()
-    return Block(int(kind), n, k, room.kp, room.data.numpy(), scale, sums)
-
-
-def _embedding(source: Source, dtype: torch.dtype | None) -> Array:
-    """The embedding (W, D): float32, or BF16 as uint16."""
-    weight = source.matrix("model.embed_tokens.weight").dequantize()
-    if (dtype or weight.dtype) == torch.bfloat16:
-        return weight.to(torch.bfloat16).contiguous().view(torch.uint16).numpy()
-    return weight.float().contiguous().numpy()
-
-
-def _vector(source: Source, name: str) -> Entry:
-    return name, source.vector(name).float().contiguous().numpy()
-
-
-# In memory and in a file
-
-
-def from_model(model: DeepSeekV3) -> Layers:
+def from_model(model: "DeepSeekV3") -> Layers:
     """A model's weights, packed; the model may go afterwards."""
-    return _layers(dict(entries(ModelSource(model), model.config, None)))
+    from abyssal.engine import packing  # and with it the model: not for a start that maps
+
+    return _layers(dict(packing.of_model(model)))
 
 
 def refill(weights: Layers, model: DeepSeekV3) -> None:
@@ -288,9 +104,10 @@ def from_folder(
     path = folder / (FILE if dtype is None else f"packed-{str(dtype).removeprefix('torch.')}.bin")
     found = _mapped(path, origin)
     if found is None:
-        made = entries(FolderSource(folder, config), config, dtype)
+        from abyssal.engine import packing  # and with it the model: not for a start that maps
+
         try:
-            _write(path, origin, made)
+            _write(path, origin, packing.of_folder(folder, config, dtype))
         except OSError as problem:
             logger.warning(
                 "%s cannot be written (%s): the weights are packed anew at each start; make the "
@@ -298,7 +115,7 @@ def from_folder(
                 path,
                 problem.strerror,
             )
-            return _layers(dict(entries(FolderSource(folder, config), config, dtype)))
+            return _layers(dict(packing.of_folder(folder, config, dtype)))
         found = _mapped(path, origin)
         assert found is not None
     return _layers(found)
@@ -378,7 +195,8 @@ def _memory(path: Path) -> Array:
     """
     size = path.stat().st_size
     if size > SMALL_BYTES or not hasattr(mmap, "MADV_HUGEPAGE"):
-        return np.memmap(path, np.uint8, mode="r")
+        # A plain array over the map: slices of a memmap cost four times as much.
+        return np.asarray(np.memmap(path, np.uint8, mode="r"))
     flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
     pages = mmap.mmap(-1, -(-size // HUGE_PAGE) * HUGE_PAGE + HUGE_PAGE, flags)
     pages.madvise(mmap.MADV_HUGEPAGE)
@@ -400,5 +218,5 @@ def _get_entry(memory: Array, entry: list[Any]) -> Block | Array:
 
 def _get(memory: Array, place: Place) -> Array:
     offset, dtype, shape = place
-    size = int(np.prod(shape)) * np.dtype(dtype).itemsize
+    size = math.prod(shape) * np.dtype(dtype).itemsize
     return memory[offset : offset + size].view(dtype).reshape(shape)

@@ -6,14 +6,17 @@ No torch: everything that can be wrong with a prompt is found before the engine 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import count
-from typing import TypeGuard
+from typing import TYPE_CHECKING, TypeGuard
 
 from abyssal.config import ModelConfig
 from abyssal.engine.request import Grammar, Matcher, Request, SamplingParams
 from abyssal.errors import DataError, RequestError
 from abyssal.tokenizer.bpe import END_THINK, THINK, USER, Tokenizer
-from abyssal.tokenizer.chat import Layout, Message, render
-from abyssal.tokenizer.tools import Tool
+from abyssal.tokenizer.message import Message
+from abyssal.tokenizer.template import Layout
+
+if TYPE_CHECKING:
+    from abyssal.tokenizer.tools import Tool
 
 
 class Prompts:
@@ -54,7 +57,7 @@ class Prompts:
         messages: str | Message | Sequence[Message],
         layout: Layout = "v3",
         thinking: bool = False,
-        tools: Sequence[Tool] = (),
+        tools: "Sequence[Tool]" = (),
     ) -> list[int]:
         """The tokens of a conversation, checked against the context.
 
@@ -62,6 +65,8 @@ class Prompts:
             RequestError: it is too long.
             DataError: the conversation or the layout is impossible.
         """
+        from abyssal.tokenizer.chat import render  # only for conversations
+
         if isinstance(messages, str):
             messages = Message("user", messages)
         if isinstance(messages, Message):

@@ -10,7 +10,7 @@ a prompt was cut or on what a cache already held. That is the deterministic mode
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
@@ -18,8 +18,10 @@ from torch import Tensor
 
 from abyssal.batch import Batch
 from abyssal.engine.cache import Extent, PagedCache
-from abyssal.model.moe import Routing
-from abyssal.model.transformer import DeepSeekV3
+
+if TYPE_CHECKING:  # native passes need no model
+    from abyssal.model.moe import Routing
+    from abyssal.model.transformer import DeepSeekV3
 
 TILE = 32  # tokens of each pass in the deterministic mode; experts' runs are padded to as many
 HEAD_NUMBERS = 2**24  # logits in memory together: 64 MiB of float32
@@ -45,7 +47,7 @@ class Passed(NamedTuple):
 class Runner:
     """A model and its cache; everything here is tensors, and nobody here knows of requests."""
 
-    def __init__(self, model: DeepSeekV3, cache: PagedCache, tile: int | None = None):
+    def __init__(self, model: "DeepSeekV3", cache: PagedCache, tile: int | None = None):
         self.model, self.cache, self.tile = model, cache, tile
         self._device = model.lm_head.weight.device
         config = model.config
@@ -141,7 +143,7 @@ class Runner:
         )
         return batch if self._device.type == "cpu" else batch.to(self._device)
 
-    def _count(self, routings: tuple[Routing, ...], real: int) -> None:
+    def _count(self, routings: "tuple[Routing, ...]", real: int) -> None:
         """Add up which experts these tokens met."""
         if not routings:
             return

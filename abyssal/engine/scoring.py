@@ -6,6 +6,7 @@ T tokens of a batch    W vocab_size
 """
 
 from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -13,13 +14,15 @@ from torch import Tensor
 from abyssal.batch import IGNORE, Batch
 from abyssal.engine.request import TopLogprobs
 from abyssal.errors import RequestError
-from abyssal.model.transformer import DeepSeekV3
+
+if TYPE_CHECKING:  # native passes need no model
+    from abyssal.model.transformer import DeepSeekV3
 
 BATCH_TOKENS = 4096  # in one pass
 HEAD_NUMBERS = 2**24  # logits in memory together: 64 MiB of float32
 
 
-def logprobs(model: DeepSeekV3, sequences: Sequence[Sequence[int]]) -> list[list[float]]:
+def logprobs(model: "DeepSeekV3", sequences: Sequence[Sequence[int]]) -> list[list[float]]:
     """For each sequence of n tokens, the n - 1 log-probabilities of the second to the last.
 
     Raises:
@@ -46,7 +49,7 @@ def given(logits: Tensor, tokens: Sequence[int], num_top: int) -> list[tuple[flo
     return list(zip(chosen, tops, strict=True))
 
 
-def _check(sequence: Sequence[int], model: DeepSeekV3) -> None:
+def _check(sequence: Sequence[int], model: "DeepSeekV3") -> None:
     longest, vocab_size = model.config.max_position_embeddings, model.config.vocab_size
     if not 1 <= len(sequence) <= longest:
         raise RequestError(
@@ -76,7 +79,7 @@ def _groups(sequences: Sequence[Sequence[int]]) -> Iterator[list[int]]:
 
 
 @torch.inference_mode()
-def _score(sequences: list[Sequence[int]], model: DeepSeekV3) -> list[float]:
+def _score(sequences: list[Sequence[int]], model: "DeepSeekV3") -> list[float]:
     """The log-probabilities of all sequences, laid end to end without their last rows."""
     labels = [[*sequence[1:], IGNORE] for sequence in sequences]
     batch = Batch.from_sequences(sequences, labels).to(model.lm_head.weight.device)

@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 SUFFIXES = (".cpp", ".h")
+COMPILERS = ("g++", "clang++", "c++")
 FLAGS = (
     "-O3",
     "-std=c++17",
@@ -87,7 +88,7 @@ class Built(NamedTuple):
 def compiler() -> Compiler:
     """The C++ compiler: $CXX, or the first of g++, clang++ and c++ that answers."""
     chosen = os.environ.get("CXX")
-    for name in [chosen] if chosen else ["g++", "clang++", "c++"]:
+    for name in [chosen] if chosen else COMPILERS:
         command = tuple(shlex.split(name))
         if command and shutil.which(command[0]):
             answer = subprocess.run([*command, "--version"], capture_output=True, text=True)
@@ -142,7 +143,7 @@ def build(folder: Path, store: Path, tool: Compiler, flags: Sequence[str], openm
     texts = {path.name: path.read_bytes() for path in folder.iterdir() if path.suffix in SUFFIXES}
     command = (*tool.command, *FLAGS, *flags)
     salt = "\n".join((*command, tool.version, *cpu().values()))
-    keys = {name: _key(salt, *_closure(name, texts)) for name in texts if name.endswith(".cpp")}
+    keys = {name: key_of(salt, *_closure(name, texts)) for name in texts if name.endswith(".cpp")}
     if not keys:
         raise CannotBuildError(f"{folder} has no .cpp files; install Abyssal again")
     link = [flag for flag in flags if flag.startswith("-fsanitize")] + [openmp or "-fopenmp"]
@@ -153,7 +154,7 @@ def build(folder: Path, store: Path, tool: Compiler, flags: Sequence[str], openm
         failed = _failures(store, keys)
         path = _library_path(store, keys, failed, link)
         if path.is_file():
-            _touch(path)
+            touch(path)
             return Built(path, signatures, failed, 0.0)
         with _alone(store), tempfile.TemporaryDirectory(dir=store) as work:
             for name, text in texts.items():
@@ -183,7 +184,7 @@ def _closure(name: str, texts: Mapping[str, bytes]) -> list[bytes]:
     return [part for file in sorted(seen) for part in (file.encode(), seen[file])]
 
 
-def _key(*parts: str | bytes) -> str:
+def key_of(*parts: str | bytes) -> str:
     """A short hash of texts, each with its length."""
     digest = hashlib.sha256()
     for part in parts:
@@ -196,7 +197,7 @@ def _library_path(
     store: Path, keys: Mapping[str, str], failed: Mapping[str, str], link: Sequence[str]
 ) -> Path:
     built = sorted(key for name, key in keys.items() if name not in failed)
-    return store / f"{_key(*built, '', *link)}.so"
+    return store / f"{key_of(*built, '', *link)}.so"
 
 
 def _failures(store: Path, keys: Mapping[str, str]) -> dict[str, str]:
@@ -214,7 +215,7 @@ def _compile(
     objects = {name: store / f"{keys[name]}.o" for name in keys if name not in failed}
     missing = [name for name, file in objects.items() if not file.is_file()]
     for file in objects.values():
-        _touch(file)
+        touch(file)
     missing.sort(key=lambda name: (work / name).stat().st_size, reverse=True)
     if missing:
         logger.warning(
@@ -240,7 +241,7 @@ def _compile(
     return failed
 
 
-def _touch(file: Path) -> None:
+def touch(file: Path) -> None:
     """Note that a file is used, where the store may be written."""
     with suppress(OSError):
         os.utime(file)

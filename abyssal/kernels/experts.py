@@ -4,7 +4,7 @@
     with e = experts_tk
 
 DeepSeek-V3 (arXiv 2412.19437), section 2.1.2. ``reference`` is the definition, ``routed_experts``
-the fast version: in BF16 on a CPU its native twin (experts.cpp), else ``sorted_experts``, which
+the fast version: in BF16 on a CPU its native twin (experts*.cpp), else ``sorted_experts``, which
 takes three steps, none of which loops over tokens or drops one: ``sort_by_expert`` plans,
 ``scatter`` copies tokens into runs of one expert each, ``grouped_swiglu`` runs each expert over its
 run, ``gather`` sums what came back. Runs are padded with zero rows to a multiple of ROUND, since a

@@ -48,7 +48,7 @@ void ab_latent_attention(const float* q, void* pages, int64_t kind, int64_t page
     for (long i = 0; i < count * parts; i++) {
       const Piece& piece = pieces[i / parts];
       const long part = i % parts, h0 = part * H / parts, h1 = (part + 1) * H / parts;
-      latent_attend(pool, 0, table + piece.sequence * P, piece.start, piece.count, H, h0, h1,
+      latent_attend(pool, 0, table + piece.sequence * P, piece.start, piece.count, h0, h1,
                     q + piece.first * H * W, H * W, (float)scale, out + piece.first * H * C, H * C);
     }
   }

@@ -2,257 +2,29 @@
 //
 //     C kv_lora_rank    R qk_rope_head_dim    W = C + R    H heads
 //
-// A page holds the latents of 64 tokens, W numbers each. In INT8 a token's numbers are integers
-// times two scales, BF16, one for c and one for k_rope; 64 pairs follow the 64 rows of the page.
-//
 // Scores are computed turned, S^T (tokens, rows) = L q^T, where a row is a head of a query: L is
 // read where it lies, and every lane of a vector is a row of its own, so that no sum, maximum or
 // mask of the softmax goes across lanes. Blocks of BLOCK tokens are counted from position 0 and
 // taken in order, and every sum over tokens has one order: what a query gets depends on nothing but
 // itself, its position and its latents, to the last bit.
 //
-// The mixture P V needs two tokens of one column side by side, where a row of V has two columns of
-// one token. On AMX, rather than to turn V, each weight is paired with a zero: (p, 0) times a pair
-// of columns gives the even one, (0, p) the odd one. That is twice the products, on a unit that
-// waits for memory anyway. Elsewhere V is packed into panels.
+// Latents of integers are read as BF16 over the scale of their c, which makes c exact; k_rope and
+// the queries' part for it are not, and take two BF16 each, so that they keep 16 bits:
+//     [c, high k, low k, high k] . [q, high q_rope, high q_rope, low q_rope]
 #pragma once
 
-#include <cstdlib>
 #include <limits>
 
-#include "gemm.h"
+#include "latent_pages.h"
+#include "latent_values.h"
 #include "pack.h"
-#include "simd.h"
+#include "scratch.h"
 
 namespace ab {
-
-enum LatentKind : long { LATENT_F32 = 0, LATENT_BF16 = 1, LATENT_INT8 = 2 };
-
-constexpr long LATENT_PAGE = 64;  // tokens of a page
-
-struct LatentPool {
-  void* base;
-  long layer_stride_bytes, page_stride_bytes;
-  long kind;  // a LatentKind
-  long C, R;
-
-  long width() const { return C + R; }
-  char* page(long layer, long page) const {
-    return static_cast<char*>(base) + layer * layer_stride_bytes + page * page_stride_bytes;
-  }
-};
-
 namespace latent {
 
-constexpr long BLOCK = 2 * LATENT_PAGE;  // tokens of one step of the softmax
 constexpr long ROWS = 256;  // rows (query, head) that are worked on together, or those of one query
-// Panels of values lie a line more apart, or all of them would share a few sets of the cache.
-constexpr long PANEL = LANES * BLOCK + 32;
-#if defined(__AMX_BF16__)
-constexpr bool PAIRED = true;  // mixtures of V as it lies
-#else
-constexpr bool PAIRED = false;
-#endif
 constexpr float NOTHING = -std::numeric_limits<float>::infinity();
-
-// Memory of a thread, which grows and stays. Pieces are aligned to lines of the cache.
-class Scratch {
- public:
-  ~Scratch() { std::free(memory_); }
-
-  void begin() { used_ = 0; }
-
-  template <class T>
-  T* take(long count) {
-    const long at = used_;
-    used_ += round_up(count * (long)sizeof(T), 64);
-    return reinterpret_cast<T*>(used_ <= size_ ? memory_ + at : nullptr);
-  }
-
-  // Whether all pieces were given. If not, there is memory for them now: take them again.
-  bool enough() {
-    if (used_ <= size_) return true;
-    std::free(memory_);
-    size_ = round_up(used_, 4096);
-    memory_ = static_cast<char*>(std::aligned_alloc(4096, size_));
-    used_ = 0;
-    return false;
-  }
-
- private:
-  char* memory_ = nullptr;
-  long size_ = 0, used_ = 0;
-};
-
-inline Scratch& scratch() {
-  static thread_local Scratch mine;
-  return mine;
-}
-
-inline void convert(const float* x, long n, float factor, float* out) {
-  for (long i = 0; i < n; i++) out[i] = x[i] * factor;
-}
-
-inline void convert(const float* x, long n, float factor, bf16* out) {
-  for (; n >= VF; n -= VF, x += VF, out += VF) store_bf16(out, load(x) * factor);
-  store_bf16_n(out, load_n(x, n) * factor, n);
-}
-
-// Integers to BF16, which holds them exactly.
-inline void widen_row(const int8_t* x, long n, bf16* out) {
-#if defined(__AVX512F__)
-  for (; n >= VF; n -= VF, x += VF, out += VF) {
-    const __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(x));
-    store_bf16(out, (vf)_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(bytes)));
-  }
-#endif
-  for (long i = 0; i < n; i++) out[i] = (bf16)(bits_as<uint32_t>((float)x[i]) >> 16);
-}
-
-// A row of n numbers, filled up with zeros to `width`.
-inline void copy_row(const bf16* x, long n, bf16* out, long width) {
-#if defined(__AVX512BW__)
-  for (long i = 0; i < width; i += 32) {
-    const long some = std::clamp(n - i, 0L, 32L);
-    const __mmask32 mask = (__mmask32)((1ull << some) - 1);
-    _mm512_mask_storeu_epi16(out + i, (__mmask32)((1ull << std::min(32L, width - i)) - 1),
-                             _mm512_maskz_loadu_epi16(mask, x + i));
-  }
-#else
-  std::memcpy(out, x, n * sizeof(bf16));
-  std::memset(out + n, 0, (width - n) * sizeof(bf16));
-#endif
-}
-
-inline void copy_row(const float* x, long n, float* out, long width) {
-  std::memcpy(out, x, n * sizeof(float));
-  std::memset(out + n, 0, (width - n) * sizeof(float));
-}
-
-inline void mm(long M, long N, long K, const float* A, long lda, const float* B, long panel,
-               float* C, long ldc, bool accumulate) {
-  mm_f32(M, N, K, A, lda, B, panel, C, ldc, accumulate);
-}
-inline void mm(long M, long N, long K, const bf16* A, long lda, const bf16* B, long panel, float* C,
-               long ldc, bool accumulate) {
-  mm_bf16(M, N, K, A, lda, B, panel, C, ldc, accumulate);
-}
-
-// The scales of a row in integers: of all of it, and what its rotary numbers are to be multiplied
-// with besides. They have a scale of their own, as they are ten times as large.
-struct RowScale {
-  float whole, rotary;
-
-  explicit RowScale(const bf16* scales) {
-    const float c = to_float(scales[0]), r = to_float(scales[1]);
-    whole = c != 0 ? c : r;
-    rotary = whole != 0 ? r / whole : 0.f;
-  }
-};
-
-// Rows of latents that lie `stride` numbers apart, a multiple of 32 in BF16.
-template <class T>
-struct Latents {
-  const T* rows;
-  long stride;
-};
-
-constexpr long TILE = 16;  // tokens of a tile of V
-
-#if defined(__AMX_BF16__)
-// 16 rows of a mixture, 32 GROUPS columns from `column` on, even and odd ones of 32 apart. A tile
-// of weights is 16 rows of 16 words (p, 0), then the same of words (0, p).
-template <int GROUPS>
-inline void mix_columns(long tiles, const bf16* weights, const Latents<bf16>* values, long column,
-                        float* mixed, long columns, bool accumulate) {
-  const long out = columns * 4;
-  if (accumulate) {
-    _tile_loadd(0, mixed, out);
-    _tile_loadd(1, mixed + 16, out);
-    if (GROUPS > 1) _tile_loadd(2, mixed + 32, out);
-    if (GROUPS > 1) _tile_loadd(3, mixed + 48, out);
-  } else {
-    _tile_zero(0);
-    _tile_zero(1);
-    if (GROUPS > 1) _tile_zero(2);
-    if (GROUPS > 1) _tile_zero(3);
-  }
-  for (long t = 0; t < tiles; t++, weights += 2 * TILE * 32) {
-    const bf16* rows = values[t].rows + column;
-    const long in = values[t].stride * 2;
-    _tile_loadd(6, rows, in);
-    _tile_loadd(4, weights, 64);
-    _tile_dpbf16ps(0, 4, 6);
-    _tile_loadd(5, weights + TILE * 32, 64);
-    _tile_dpbf16ps(1, 5, 6);
-    if (GROUPS > 1) {
-      _tile_loadd(7, rows + 32, in);
-      _tile_dpbf16ps(2, 4, 7);
-      _tile_dpbf16ps(3, 5, 7);
-    }
-  }
-  _tile_stored(0, mixed, out);
-  _tile_stored(1, mixed + 16, out);
-  if (GROUPS > 1) _tile_stored(2, mixed + 32, out);
-  if (GROUPS > 1) _tile_stored(3, mixed + 48, out);
-}
-
-// 16 rows of the mixture of all columns.
-inline void mix_rows(long tiles, const bf16* weights, const Latents<bf16>* values, long columns,
-                     float* mixed, bool accumulate) {
-  amx::shape(16, 16);
-  long c = 0;
-  for (; c + 64 <= columns; c += 64)
-    mix_columns<2>(tiles, weights, values, c, mixed + c, columns, accumulate);
-  if (c < columns) mix_columns<1>(tiles, weights, values, c, mixed + c, columns, accumulate);
-}
-
-// The words p in the upper half -> (p, 0) in front of (0, p), 16 tokens by 16 rows each.
-inline void pair_with_zeros(uint32_t* tile) {
-  for (long i = 0; i < TILE; i++) {
-    const vu p = load_as<vu>(tile + (TILE + i) * 16);
-    store(reinterpret_cast<float*>(tile + i * 16), bits_as<vf>(p >> 16));
-  }
-}
-
-// 16 even columns, then 16 odd ones -> in order.
-inline void reorder(float* columns) {
-  const __m512 even = _mm512_loadu_ps(columns), odd = _mm512_loadu_ps(columns + 16);
-  const __m512i low = _mm512_setr_epi32(0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
-  const __m512i high = _mm512_add_epi32(low, _mm512_set1_epi32(8));
-  _mm512_storeu_ps(columns, _mm512_permutex2var_ps(even, low, odd));
-  _mm512_storeu_ps(columns + 16, _mm512_permutex2var_ps(even, high, odd));
-}
-#else
-void mix_rows(long, const bf16*, const Latents<bf16>*, long, float*, bool);  // not called
-void pair_with_zeros(uint32_t*);
-void reorder(float*);
-#endif
-
-// Pairs of tokens k side by side, columns in panels of 16; a token behind the last is zeros.
-inline void pack_values(Latents<bf16> in, long count, long columns, bf16* out) {
-  for (long k = 0; k < count; k += 2) {
-    const bf16 *first = in.rows + k * in.stride, *second = first + in.stride;
-    const uint32_t keep = k + 1 < count ? 0xffff0000u : 0u;
-    for (long c = 0; c < columns; c += LANES) {
-      uint32_t* pairs = reinterpret_cast<uint32_t*>(out + c / LANES * PANEL + k * LANES);
-      for (long i = 0; i < LANES; i += VF) {
-        const vu even = __builtin_convertvector(load_as<vh>(first + c + i), vu);
-        const vu odd = __builtin_convertvector(load_as<vh>(second + c + i), vu) << 16;
-        store(reinterpret_cast<float*>(pairs + i), bits_as<vf>(even | (odd & keep)));
-      }
-    }
-  }
-}
-
-inline void pack_values(Latents<float> in, long count, long columns, float* out) {
-  for (long k = 0; k < count; k++)
-    for (long c = 0; c < columns; c += LANES)
-      std::memcpy(out + c / LANES * PANEL + k * LANES, in.rows + k * in.stride + c, LANES * 4);
-}
-
-// A weight, never negative, to the nearest BF16; its bits in the upper half of a word.
-inline vu rounded(vf p) { return (bits_as<vu>(p) + 0x8000u) & 0xffff0000u; }
 
 // One call of latent_attend, for the rows of some of its queries.
 template <class T>
@@ -266,7 +38,8 @@ class Pass {
        long h1)
       : pool_(pool), layer_(layer), table_(table), start_(start), queries_(queries), h0_(h0),
         heads_(h1 - h0), rows_(round_up(queries * heads_, LANES)),
-        inputs_(NARROW ? round_up(pool.width(), STEP) : pool.width()),
+        read_(pool.kind == LATENT_INT8 ? pool.C + 3 * pool.R : pool.width()),
+        inputs_(NARROW ? round_up(read_, STEP) : read_),
         columns_(round_up(pool.C, NARROW ? 2 * LANES : LANES)),
         in_place_(pool.kind != LATENT_INT8 && inputs_ == pool.width() && columns_ <= inputs_),
         copied_(in_place_ ? columns_ : std::max(inputs_, columns_)) {
@@ -302,8 +75,8 @@ class Pass {
       for (long i = 0; i < LANES; i++) {
         T* row = some_q_ + i * inputs_;
         const long query = (r + i) / heads_, head = h0_ + (r + i) % heads_;
-        const long filled = r + i < count ? W : 0;
-        if (filled) convert(q + query * q_stride + head * W, W, scale, row);
+        const long filled = r + i < count ? read_ : 0;
+        if (filled) place_query(pool_, q + query * q_stride + head * W, scale, row);
         std::memset(row + filled, 0, (inputs_ - filled) * sizeof(T));
         position_[r + i] = (int32_t)(start_ + std::min(query, queries_ - 1));
         highest_[r + i] = NOTHING;
@@ -345,22 +118,18 @@ class Pass {
 
   Latents<T> read(long number, long tokens, long at) {
     const long W = pool_.width();
-    const char* page = pool_.page(layer_, number);
-    if (in_place_) return {reinterpret_cast<const T*>(page), W};
+    const T* page = reinterpret_cast<const T*>(pool_.page(layer_, number));
+    if (in_place_) return {page, W};
     for (long t = 0; t < tokens; t++) {
       T* row = copy_ + (at + t) * copied_;
       if constexpr (NARROW) {
         if (pool_.kind == LATENT_INT8) {
-          const RowScale scale(reinterpret_cast<const bf16*>(page + LATENT_PAGE * W) + 2 * t);
-          token_scale_[at + t] = scale.whole;
-          const int8_t* integers = reinterpret_cast<const int8_t*>(page) + t * W;
-          for (long w = W; w < copied_; w++) row[w] = 0;
-          widen_row(integers, pool_.C, row);
-          for (long w = pool_.C; w < W; w++) row[w] = to_bf16((float)integers[w] * scale.rotary);
+          for (long w = read_; w < copied_; w++) row[w] = 0;
+          token_scale_[at + t] = read_integers(pool_, IntegerRow(pool_, layer_, number, t), row);
           continue;
         }
       }
-      copy_row(reinterpret_cast<const T*>(page) + t * W, W, row, copied_);
+      copy_row(page + t * W, W, row, copied_);
     }
     return {copy_ + at * copied_, copied_};
   }
@@ -481,7 +250,8 @@ class Pass {
   const int32_t* table_;
   const long start_, queries_, h0_, heads_;
   const long rows_;     // queries * heads, in whole lanes
-  const long inputs_;   // W, in whole steps of a product
+  const long read_;     // numbers of a token that scores are made of
+  const long inputs_;   // the same, in whole steps of a product
   const long columns_;  // C, in whole panels
   const bool in_place_;
   const long copied_;                   // the width of a copied row
@@ -509,38 +279,7 @@ inline void attend(const LatentPool& pool, long layer, const int32_t* table, lon
   }
 }
 
-// A row as integers times one scale, BF16, rounded up so that none exceeds 127. A row that holds
-// anything infinite or NaN becomes NaN.
-inline bf16 quantize(const float* x, long n, int8_t* out) {
-  uint32_t most = 0;
-  for (long i = 0; i < n; i++) most = std::max(most, bits_as<uint32_t>(x[i]) & 0x7fffffffu);
-  std::memset(out, 0, n);
-  if (most >= 0x7f800000u) return 0x7fc0;
-  const bf16 rounded = (bf16)((bits_as<uint32_t>(bits_as<float>(most) / 127.f) + 0xffffu) >> 16);
-  const float scale = to_float(rounded);
-  if (scale > 0)
-    for (long i = 0; i < n; i++) out[i] = (int8_t)std::nearbyint(x[i] / scale);
-  return rounded;
-}
-
 }  // namespace latent
-
-// Write a token's latent (W,): the normed c_kv, then the turned k_rope.
-inline void latent_append(const LatentPool& pool, long layer, long page, long slot,
-                          const float* latent) {
-  char* at = pool.page(layer, page);
-  const long W = pool.width();
-  if (pool.kind == LATENT_F32) {
-    std::memcpy(at + slot * W * 4, latent, W * 4);
-  } else if (pool.kind == LATENT_BF16) {
-    latent::convert(latent, W, 1.f, reinterpret_cast<bf16*>(at) + slot * W);
-  } else {
-    int8_t* row = reinterpret_cast<int8_t*>(at) + slot * W;
-    bf16* scales = reinterpret_cast<bf16*>(at + LATENT_PAGE * W) + 2 * slot;
-    scales[0] = latent::quantize(latent, pool.C, row);
-    scales[1] = latent::quantize(latent + pool.C, pool.R, row + pool.C);
-  }
-}
 
 // One sequence's queries at positions start .. start + nq - 1, heads [h0, h1); query i sees the
 // positions 0 .. start + i, whose latents are in pages table[0], table[1], ... Head h of query i
@@ -548,9 +287,8 @@ inline void latent_append(const LatentPool& pool, long layer, long page, long sl
 // last position does not matter; a NaN or an infinity at one of these queries' own positions may
 // reach those before it too. The caller holds a Unit.
 inline void latent_attend(const LatentPool& pool, long layer, const int32_t* table, long start,
-                          long nq, long H, long h0, long h1, const float* q, long q_stride,
-                          float scale, float* out, long out_stride) {
-  (void)H;
+                          long nq, long h0, long h1, const float* q, long q_stride, float scale,
+                          float* out, long out_stride) {
   if (h1 <= h0) return;
   if (pool.kind == LATENT_F32)
     latent::attend<float>(pool, layer, table, start, nq, h0, h1, q, q_stride, scale, out,

@@ -12,8 +12,7 @@ many small products. ``fixed_attention`` serves the deterministic mode: all its 
 shape, and what a query gets depends on nothing but itself and its own latents, to the last bit.
 ``native_attention`` (latent_attention.h) is both at once, on a CPU.
 
-Pages are float32, bfloat16 or int8. A page of int8 is 64 rows of W integers, then 64 scales in
-bfloat16, one a row.
+Pages are float32, bfloat16 or int8 (latent_pages.py).
 
     T tokens    H heads    W latent size, C + R    C kv_lora_rank    S sequences
     n queries of each    P pages of the longest    L = 64 P
@@ -26,15 +25,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from abyssal.kernels.latent_pages import INT8
 from abyssal.kernels.registry import Native, native
 
 BLOCK = 128  # queries of a sequence whose scores are in memory together
 COPY_BYTES = 2**20  # latents copied together: they fit the second cache and stay there
 COPY_BYTES_GPU = 2**28  # where only the number of calls matters
 PAIRS = 32  # (query, page) pairs of one product of `fixed_attention`
-PAGE_SIZE = 64  # tokens of a page of int8, and of those that the native twin reads
-SCALE_BYTES = 4
-_KINDS = {torch.float32: 0, torch.bfloat16: 1, torch.int8: 2}  # of latent_attention.h
+_KINDS = {torch.float32: 0, torch.bfloat16: 1, torch.int8: INT8}  # of latent_pages.h
 
 
 def reference(
@@ -217,7 +215,7 @@ def twin(pages: Tensor) -> Native | None:
 def native_attention(
     function: Native, q: Tensor, pages: Tensor, extents: Extents, scale: float, kv_lora_rank: int
 ) -> Tensor:
-    """q (T, H, W), pages (N, 64, W) or of int8 (N, 64 W + 256) -> (T, H, C), float32 inside.
+    """q (T, H, W), pages (N, 64, W) or of int8 (N, bytes) -> (T, H, C), float32 inside.
 
     `function` is what `twin` gave. What a query gets depends on nothing but itself, its position
     and its own latents, to the last bit.
@@ -231,58 +229,3 @@ def native_attention(
         torch.get_num_threads(),
     )  # fmt: skip
     return out.to(q.dtype)
-
-
-def quantize(latents: Tensor, kv_lora_rank: int) -> tuple[Tensor, Tensor]:
-    """latents (T, W) -> integers (T, W) int8 within +-127, and scales (T, 2) bfloat16.
-
-    The first C numbers have one scale and the rotary ones another: those are ten times as large. A
-    scale is rounded up, so that no integer exceeds 127; a part that is not finite gets scale nan.
-    """
-    parts = [_quantize(part) for part in latents.tensor_split([kv_lora_rank], 1)]
-    integers, scales = zip(*parts, strict=True)
-    return torch.cat(integers, 1), torch.stack(scales, 1)
-
-
-def _quantize(x: Tensor) -> tuple[Tensor, Tensor]:
-    """x (T, n) -> integers (T, n) and scales (T,)."""
-    if not x.shape[1]:
-        return x.to(torch.int8), x.new_zeros(len(x), dtype=torch.bfloat16)
-    x = x.float()
-    highest = x.abs().amax(-1, keepdim=True)
-    bits = (highest / 127).view(torch.int32)
-    scale = (bits + 0xFFFF & ~0xFFFF).view(torch.float32)  # its lower half, which bfloat16 lacks
-    integers = torch.where(scale > 0, x / scale, 0).round_()
-    is_finite = highest.isfinite()
-    integers = integers.where(is_finite, 0).to(torch.int8)
-    return integers, scale.where(is_finite, torch.nan).to(torch.bfloat16).squeeze(-1)
-
-
-def rows_and_scales(pages: Tensor, width: int) -> tuple[Tensor, Tensor]:
-    """Views of int8 pages (N, 64 W + 256): rows (N, 64, W), and scales (N, 64, 2) bfloat16."""
-    end = PAGE_SIZE * width
-    scales = pages[:, end:].view(torch.bfloat16).unflatten(-1, (PAGE_SIZE, 2))
-    return pages[:, :end].unflatten(-1, (PAGE_SIZE, width)), scales
-
-
-def append_integers(pages: Tensor, places: Tensor, latents: Tensor, kv_lora_rank: int) -> None:
-    """Write latents (T, W) to int8 pages; places (T,) int64 count tokens from the first page on."""
-    T, W = latents.shape
-    function = native("latent_append") if pages.device.type == "cpu" else None
-    if function is not None:
-        function(
-            latents.float().contiguous(), pages, _KINDS[torch.int8], pages[0].nbytes, kv_lora_rank,
-            W - kv_lora_rank, places, T,
-        )  # fmt: skip
-        return
-    where = places // PAGE_SIZE, places % PAGE_SIZE
-    stored, values = rows_and_scales(pages, W), quantize(latents, kv_lora_rank)
-    for view, numbers in zip(stored, values, strict=True):
-        view.index_put_(where, numbers)
-
-
-def dequantize(pages: Tensor, width: int, kv_lora_rank: int) -> Tensor:
-    """int8 pages (N, 64 W + 256) -> (N, 64, W) float32."""
-    rows, scales = rows_and_scales(pages, width)
-    counts = torch.tensor([kv_lora_rank, width - kv_lora_rank], device=pages.device)
-    return rows * scales.float().repeat_interleave(counts, -1)

@@ -120,8 +120,7 @@ struct Pairs {
 };
 
 inline Pairs get_pairs(const bf16* p, long n) {
-  vu words{};  // a in the lower half, b in the upper
-  std::memcpy(&words, p, n * 4);
+  const vu words = bits_as<vu>(load_n(reinterpret_cast<const float*>(p), n));  // a below, b above
   return {bits_as<vf>(words << 16), bits_as<vf>(words & 0xffff0000u)};
 }
 
@@ -134,7 +133,7 @@ inline Pairs get_pairs(const float* p, long n) {
 inline void put_pairs(bf16* p, Pairs pairs, long n) {
   const vu a = __builtin_convertvector(narrow(pairs.a), vu);
   const vu words = a | __builtin_convertvector(narrow(pairs.b), vu) << 16;
-  std::memcpy(p, &words, n * 4);
+  store_n(reinterpret_cast<float*>(p), bits_as<vf>(words), n);
 }
 
 inline void put_pairs(float* p, Pairs pairs, long n) {
@@ -153,8 +152,8 @@ inline void rotate_row(const T* x, const float* cos, const float* sin, T* y, lon
 }
 
 // The way back, for gradients: turned the other way, and pairs side by side again.
-template <class T>
-inline void rotate_row_back(const T* y, const float* cos, const float* sin, T* x, long n) {
+template <class From, class To>
+inline void rotate_row_back(const From* y, const float* cos, const float* sin, To* x, long n) {
   for_vectors(n, [&](long i, auto lanes) {
     const vf a = get(y + i, lanes), b = get(y + n + i, lanes);
     const vf c = get(cos + i, lanes), s = get(sin + i, lanes);

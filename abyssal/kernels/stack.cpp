@@ -3,6 +3,8 @@
 
 #include <omp.h>
 
+#include <optional>
+
 #include "stack_attention.h"
 #include "stack_experts.h"
 
@@ -13,11 +15,18 @@ constexpr long SOLO = 4;  // rows of a pass, up to which each thread does what b
 
 // What belongs to the rows of a pass: one for all threads, or in a solo pass one for each.
 struct RowWork {
-  Buffer<float> x, weight;
+  Buffer<float> x, weight, logits;
   Buffer<int32_t> chosen, row, token, start;
   Buffer<Piece> piece;
   RowsBuffer input, low, heads, head;
   long pieces = 0;
+};
+
+// What the layers of a pass have in common: the most that any of them needs.
+struct Needs {
+  int input = 0, low = 0, heads = 0, narrow = 0, experts = 0;  // forms
+  long width = 0;                                              // of the widest SwiGLU
+  bool routed = false;
 };
 
 // Everything a pass writes on its way; it stays for the next pass of the same stack.
@@ -30,13 +39,7 @@ struct Work {
   std::vector<Buffer<float>> scratch;
   std::vector<RowsBuffer> narrow_buffers, gathered_buffers;
   std::vector<Rows> narrow, gathered;
-};
-
-// What the layers of a pass have in common: the most that any of them needs.
-struct Needs {
-  int input = 0, low = 0, heads = 0, narrow = 0, experts = 0;  // forms
-  long width = 0;                                              // of the widest SwiGLU
-  bool routed = false;
+  std::optional<Needs> needs, needs_ahead;  // of the one model this works for
 };
 
 void add_needs(Needs& needs, const Layer& layer) {
@@ -51,6 +54,15 @@ void add_needs(Needs& needs, const Layer& layer) {
     needs.width = std::max<long>(needs.width, feed->gate.n);
   }
   needs.routed |= layer.router.n != 0;
+}
+
+const Needs& needs_of(const Model& model, const Pass& pass, Work& work) {
+  std::optional<Needs>& needs = pass.before ? work.needs_ahead : work.needs;
+  if (needs) return *needs;
+  needs.emplace();
+  if (pass.before) add_needs(*needs, model.ahead->layer);
+  for (long i = 0; i < model.layers && !pass.before; i++) add_needs(*needs, model.layer[i]);
+  return *needs;
 }
 
 AttentionWork attention_work(Work& work, RowWork& rows, const Model& m, const Pass& pass,
@@ -91,7 +103,7 @@ ExpertWork expert_work(Work& work, RowWork& rows, const Model& m, long T, const 
   const long E = m.experts, K = needs.routed ? m.chosen : 0, all = T * (K + 1);
   ExpertWork e{};
   e.x = x;
-  e.logits = work.logits.get(T * round_up(E, 16));
+  e.logits = (E <= LANES ? rows.logits : work.logits).get(T * round_up(E, 16));
   e.chosen = rows.chosen.get(T * K);
   e.weight = rows.weight.get(T * K);
   e.row = rows.row.get(T * K);
@@ -173,8 +185,12 @@ void run_layer(Crew& crew, const Model& model, const Pass& pass, const Layer& la
   norm_rows(crew, model, at.x, layer.post_norm, T, at.needs.input, at.input, scratch);
   crew.gather();
   if (layer.router.n) {
-    project(crew, layer.router, at.input, T, at.experts.logits, round_up(model.experts, 16));
-    crew.wait();
+    if (crew.solo && model.experts <= LANES) {  // one panel: nothing to share
+      linear(layer.router, at.input, 0, T, 0, 1, at.experts.logits, LANES);
+    } else {
+      project(crew, layer.router, at.input, T, at.experts.logits, round_up(model.experts, 16));
+      crew.wait();
+    }
   }
   feed_forward(crew, model, layer, T, met, at.experts, at.x);
 }
@@ -291,9 +307,7 @@ Pass placed(const Given& given, Work& work) {
 
 void run(const Model& model, const Given& given, Work& work) {
   const Pass pass = placed(given, work);
-  Needs needs;
-  if (pass.before) add_needs(needs, model.ahead->layer);
-  for (long i = 0; i < model.layers && !pass.before; i++) add_needs(needs, model.layer[i]);
+  const Needs& needs = needs_of(model, pass, work);
   prepare_threads(work, model, pass, needs);
   const bool solo = pass.tokens <= SOLO && pass.threads > 1;
   work.rows.resize(pass.threads);

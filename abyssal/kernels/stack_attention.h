@@ -115,9 +115,27 @@ inline void decoded_rows(const Pass& pass, Work work) {
 inline void attend_latents(const Model& model, const Pass& pass, long number, long s, long h0,
                            long h1, const AttentionWork& work) {
   const long H = model.heads, W = model.latent + model.rope, t = pass.first[s];
-  latent_attend(pass.pool, number, pass.pages + pass.table[s], pass.start[s], pass.count[s], H, h0,
+  latent_attend(pass.pool, number, pass.pages + pass.table[s], pass.start[s], pass.count[s], h0,
                 h1, work.absorbed + t * H * W, H * W, (float)model.softmax_scale,
                 work.sum + t * H * model.latent, H * model.latent);
+}
+
+constexpr long FETCHED = 1 << 16;  // bytes of latents that are worth sending for
+
+// Send for the latents of decoded sequences, to arrive while their queries are absorbed.
+inline void fetch_latents(const Pass& pass, long number) {
+  long left = FETCHED;
+  for (long s = 0; s < pass.sequences; s++) {
+    if (is_unfolded(pass, s)) continue;
+    const long end = pass.start[s] + pass.count[s];
+    for (long t = 0; t < end && left > 0; t += LATENT_PAGE) {
+      const char* page = pass.pool.page(number, pass.pages[pass.table[s] + t / LATENT_PAGE]);
+      const long tokens = std::min(LATENT_PAGE, end - t);
+      const long bytes = tokens * pass.pool.page_stride_bytes / LATENT_PAGE;
+      for (long i = 0; i < bytes; i += 64) __builtin_prefetch(page + i, 0, 2);
+      left -= bytes;
+    }
+  }
 }
 
 // Sequences with few queries: every head reads the same latents.
@@ -140,6 +158,7 @@ inline void attend_absorbed(Crew& crew, const Model& model, const Pass& pass, co
   });
   if (decoded < 2 * crew.threads && H >= crew.threads) {  // few pages: each thread, its own heads
     const Share mine = crew.share(H);
+    fetch_latents(pass, number);
     for (long h = mine.begin; h < mine.end; h++) into(h);
     for (long s = 0; s < pass.sequences; s++)
       if (!is_unfolded(pass, s)) attend_latents(model, pass, number, s, mine.begin, mine.end, work);
@@ -154,24 +173,6 @@ inline void attend_absorbed(Crew& crew, const Model& model, const Pass& pass, co
   crew.hand_out(H, out_of);
 }
 
-// A cached latent as BF16: c (C,) and k_rope (R,).
-inline void read_latent(const LatentPool& pool, long layer, long page, long slot, bf16* c,
-                        bf16* k_rope) {
-  const char* at = pool.page(layer, page);
-  const long W = pool.width();
-  if (pool.kind == LATENT_BF16) {
-    const bf16* row = reinterpret_cast<const bf16*>(at) + slot * W;
-    std::memcpy(c, row, pool.C * sizeof(bf16));
-    std::memcpy(k_rope, row + pool.C, pool.R * sizeof(bf16));
-    return;
-  }
-  const int8_t* row = reinterpret_cast<const int8_t*>(at) + slot * W;
-  const bf16* scales = reinterpret_cast<const bf16*>(at + LATENT_PAGE * W) + 2 * slot;
-  const float scale = to_float(scales[0]), rotary = to_float(scales[1]);
-  for (long i = 0; i < pool.C; i++) c[i] = to_bf16((float)row[i] * scale);
-  for (long i = 0; i < pool.R; i++) k_rope[i] = to_bf16((float)row[pool.C + i] * rotary);
-}
-
 // Positions [begin, end) of a sequence, heads [h0, h1): keys and values from their latents.
 inline void unfold(const Model& model, const Pass& pass, const Layer& layer, long number, long s,
                    long begin, long end, long h0, long h1, const AttentionWork& work, int thread) {
@@ -181,7 +182,7 @@ inline void unfold(const Model& model, const Pass& pass, const Layer& layer, lon
   x.kp = Cp;
   std::memset(x.b, 0, (end - begin) * Cp * sizeof(bf16));
   for (long at = begin; at < end; at++)
-    read_latent(pass.pool, number, pass.pages[pass.table[s] + at / 64], at % 64,
+    latent_read(pass.pool, number, pass.pages[pass.table[s] + at / 64], at % 64,
                 x.b + (at - begin) * Cp, work.k_rope + at * R);
   float* out = work.scratch[thread].get((end - begin) * most);
   for (long h = h0; h < h1; h++)

@@ -14,12 +14,14 @@ import logging
 import re
 from collections.abc import Iterable, Sequence
 from functools import cached_property
+from itertools import accumulate
 from pathlib import Path
 
 import numpy as np
 import tokenizers
 from tokenizers import pre_tokenizers, trainers
 
+from abyssal.collector import paused
 from abyssal.errors import ConfigError, DataError
 
 # The names of the control tokens belong to this module's interface.
@@ -47,7 +49,7 @@ from abyssal.tokenizer.control import TOOL_OUTPUTS_END as TOOL_OUTPUTS_END
 from abyssal.tokenizer.control import TOOL_SEP as TOOL_SEP
 from abyssal.tokenizer.control import USER as USER
 from abyssal.tokenizer.release import (
-    BYTE_OF_LETTER,
+    LETTERS,
     TokenizerFile,
     blank_file,
     config_text,
@@ -64,6 +66,8 @@ _NOT_UTF8 = (
     "text holds a lone surrogate (half of a UTF-16 pair), which UTF-8 cannot spell; remove it, or "
     "replace it with U+FFFD"
 )
+_BYTE_OF_CODE = np.zeros(1 + ord(max(LETTERS)), np.uint8)
+_BYTE_OF_CODE[[ord(letter) for letter in LETTERS]] = np.arange(256)
 # Line breaks behind anything visible; the pre-tokenizer keeps them together only behind signs.
 _COMBINED = re.compile(r"(.*\S)([\r\n]+)", re.DOTALL)
 
@@ -130,7 +134,8 @@ class Tokenizer:
         Raises:
             DataError: the file is missing or broken, or not a byte-level BPE with BOS and EOS.
         """
-        return cls(read_file(Path(path)))
+        with paused():
+            return cls(read_file(Path(path)))
 
     def save(
         self, folder: str | Path, layout: Layout = "v3", model_max_length: int = 131_072
@@ -207,7 +212,7 @@ class Tokenizer:
         return self._control[text]
 
     def split_combined(
-        self, tokens: Sequence[int], rate: float, rng: np.random.Generator
+        self, tokens: Sequence[int], rate: float, rng: "np.random.Generator"
     ) -> list[int]:
         """The same text, with a share of the tokens that join signs and line breaks taken apart.
 
@@ -264,12 +269,16 @@ class TextStream:
 def _bytes_of_tokens(file: TokenizerFile) -> dict[int, bytes]:
     """Token -> the bytes it spells; a control token spells its name."""
     names = {token["id"]: token["content"].encode() for token in file["added_tokens"]}
-    spelled = {
-        token: text.translate(BYTE_OF_LETTER).encode("latin-1")
-        for text, token in file["model"]["vocab"].items()
-        if token not in names
+    texts = {token: text for text, token in file["model"]["vocab"].items() if token not in names}
+    letters = "".join(texts.values())
+    codes = np.frombuffer(letters.encode("utf-16-le"), dtype="<u2")
+    spelled = _BYTE_OF_CODE[codes].tobytes()
+    ends = accumulate(map(len, texts.values()))  # a letter is a byte
+    pieces = {
+        token: spelled[end - len(text) : end]
+        for (token, text), end in zip(texts.items(), ends, strict=True)
     }
-    return spelled | names
+    return pieces | names
 
 
 def _text_tokenizer(file: TokenizerFile) -> tokenizers.Tokenizer:

@@ -11,8 +11,10 @@ import json
 import os
 import zlib
 from collections.abc import Iterable
+from itertools import chain, count
+from operator import methodcaller
 from pathlib import Path
-from typing import TypedDict
+from typing import Any, TypedDict
 
 from abyssal.errors import DataError
 from abyssal.tokenizer.control import BOS, CLOSING, EOS, EOT, OPENING, placeholder
@@ -71,14 +73,14 @@ _SPLITS = (
 )
 
 
-def _byte_alphabet() -> dict[int, int]:
-    """Letter -> byte. Printable Latin-1 stands for itself, the rest for U+0100 on (as in GPT-2)."""
-    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    others = [byte for byte in range(256) if byte not in printable]
-    return {byte: byte for byte in printable} | {256 + i: byte for i, byte in enumerate(others)}
+def _byte_alphabet() -> str:
+    """The letter of each byte. Printable Latin-1 is itself, the rest U+0100 on (as in GPT-2)."""
+    printable = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
+    others = count(0x100)
+    return "".join(chr(byte if byte in printable else next(others)) for byte in range(256))
 
 
-BYTE_OF_LETTER = _byte_alphabet()
+LETTERS = _byte_alphabet()
 
 
 def blank_file() -> TokenizerFile:
@@ -173,18 +175,21 @@ def read_file(path: Path) -> TokenizerFile:
 
 
 def _first_problem(content: object) -> str | None:
-    """What keeps this JSON from being a tokenizer we can use, in words; None where nothing does."""
+    """What keeps this JSON from being a tokenizer we can use, in words; None where nothing does.
+
+    Whole lists at a time: the release has 255,000 entries.
+    """
     if not isinstance(content, dict) or not isinstance(content.get("model"), dict):
         return "has no model"
     model = content["model"]
     if model.get("type") != "BPE":
         return f"holds a model of type {model.get('type')!r}"
     vocab, merges, added = model.get("vocab"), model.get("merges"), content.get("added_tokens")
-    if not isinstance(vocab, dict) or not all(_is_id(token) for token in vocab.values()):
+    if not isinstance(vocab, dict) or not _are_ids([*vocab.values()]):
         return "has no vocabulary of whole numbers"
-    if not isinstance(merges, list) or not all(_is_merge(merge) for merge in merges):
+    if not isinstance(merges, list) or not _are_merges(merges):
         return "has no list of merges"
-    if not isinstance(added, list) or not all(_is_added_token(token) for token in added):
+    if not isinstance(added, list) or not _are_added_tokens(added):
         return "has no list of added_tokens"
     ids = [*vocab.values(), *(token["id"] for token in added if token["content"] not in vocab)]
     if len(set(ids)) != len(ids):
@@ -193,38 +198,45 @@ def _first_problem(content: object) -> str | None:
 
 
 def _vocabulary_problem(vocab: dict[str, int], control: dict[str, int]) -> str | None:
-    letters = {chr(letter) for letter in BYTE_OF_LETTER}
+    letters = set(LETTERS)
     absent = [text for text in (BOS, EOS) if text not in control]
     if absent:
         return f"lacks the control token {absent[0]}"
     if not letters <= vocab.keys():
         return f"lacks {len(letters - vocab.keys())} of the 256 byte tokens"
-    for text, token in vocab.items():
-        if text not in control and not letters.issuperset(text):
-            return f"has the token {text!r}, which is not spelled in the byte alphabet"
-        if text in control and letters.issuperset(text):
+    texts = [text for text in vocab if text not in control]
+    if not letters.issuperset("".join(texts)):
+        wrong = next(text for text in texts if not letters.issuperset(text))
+        return f"has the token {wrong!r}, which is not spelled in the byte alphabet"
+    for text in vocab.keys() & control.keys():
+        if letters.issuperset(text):
             return f"has the control token {text!r} in its text vocabulary, where text can reach it"
-        if control.get(text, token) != token:
-            return f"gives the two ids {token} and {control[text]} to {text}"
+        if control[text] != vocab[text]:
+            return f"gives the two ids {vocab[text]} and {control[text]} to {text}"
     return None
 
 
-def _is_id(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+def _are_ids(values: list[Any]) -> bool:
+    return {int}.issuperset(map(type, values)) and min(values, default=0) >= 0
 
 
-def _is_merge(merge: object) -> bool:
-    pair = merge.split(" ") if isinstance(merge, str) else merge
-    return isinstance(pair, list) and len(pair) == 2 and all(isinstance(x, str) for x in pair)
-
-
-def _is_added_token(token: object) -> bool:
+def _are_merges(merges: list[Any]) -> bool:
+    texts = [merge for merge in merges if isinstance(merge, str)]
+    pairs = [merge for merge in merges if not isinstance(merge, str)]
     return (
-        isinstance(token, dict)
-        and isinstance(token.get("content"), str)
-        and token["content"] != ""
-        and _is_id(token.get("id"))
+        {1}.issuperset(map(methodcaller("count", " "), texts))
+        and {list}.issuperset(map(type, pairs))
+        and {2}.issuperset(map(len, pairs))
+        and {str}.issuperset(map(type, chain.from_iterable(pairs)))
     )
+
+
+def _are_added_tokens(added: list[Any]) -> bool:
+    if not {dict}.issuperset(map(type, added)):
+        return False
+    contents = [token.get("content") for token in added]
+    has_texts = {str}.issuperset(map(type, contents)) and "" not in contents
+    return has_texts and _are_ids([token.get("id") for token in added])
 
 
 def config_text(layout: Layout, model_max_length: int) -> str:

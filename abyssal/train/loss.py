@@ -18,7 +18,8 @@ from abyssal.kernels import cross_entropy as kernel
 from abyssal.model.moe import Routing
 from abyssal.model.transformer import Output
 
-LOGITS_BYTES = 1 << 24  # of logits, formed at a time
+LOGITS_BYTES = 1 << 25  # of logits, formed at a time
+ROUND = 512  # rows that gathered ones are filled up to a multiple of
 
 
 class Losses(NamedTuple):
@@ -59,12 +60,13 @@ def labels_ahead(labels: Tensor, cu_seqlens: Tensor, depth: int) -> Tensor:
 def cross_entropy(hidden: Tensor, head: Tensor, labels: Tensor) -> Tensor:
     """Summed negative log-likelihood in nats of labels (T,) given hidden (T, D) and head (W, D).
 
-    Where many rows are ignored, the others are gathered and filled up to whole chunks: a matrix
-    library prepares a kernel for every new row count.
+    Where many rows are ignored, the others are gathered and filled up to a round number: a matrix
+    library prepares a kernel for every new one.
     """
     scored = (labels != IGNORE).nonzero()[:, 0]
     chunk = _rows_at_a_time(head)
-    rows = (len(scored) + chunk - 1) // chunk * chunk
+    step = min(chunk, ROUND)
+    rows = (len(scored) + step - 1) // step * step
     if rows < len(labels):
         ignored = (labels == IGNORE).nonzero()[: rows - len(scored), 0]
         chosen = torch.cat([scored, ignored])

@@ -2,12 +2,15 @@
 denominator.
 """
 
+import ctypes
 import time
 from typing import NamedTuple
 
 import torch
 
 _SIZE = 1024  # rows and columns of the measured product
+_TRIM_THRESHOLD, _TOP_PAD, _MMAP_MAX = -1, -2, -4  # of glibc's malloc.h
+_SPARE_BYTES = 1 << 26  # asked of the system beyond what is needed, so that it is asked seldom
 
 
 class Machine(NamedTuple):
@@ -36,6 +39,19 @@ def measure(precision: str = "auto") -> Machine:
     if precision == "auto":
         precision = "bfloat16" if rates["bfloat16"] > 1.5 * rates["float32"] else "float32"
     return Machine(device, torch.get_num_threads(), rates[precision], dtypes[precision])
+
+
+def keep_memory() -> None:
+    """Keep what tensors free for the next ones, for as long as this process lives.
+
+    glibc would give large tensors back to the system one by one, and each step would fault them in
+    again, page by page: a seventh of a step of a small model. Other C libraries are left alone.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        mallopt(_MMAP_MAX, 0)
+        mallopt(_TRIM_THRESHOLD, 2**31 - 1)
+        mallopt(_TOP_PAD, _SPARE_BYTES)
 
 
 def _rate(dtype: torch.dtype, device: torch.device) -> float:

@@ -28,7 +28,7 @@ from abyssal.train import balance, history
 from abyssal.train.guard import Guard, Verdict
 from abyssal.train.journal import Journal
 from abyssal.train.loss import Losses, losses
-from abyssal.train.machine import Machine
+from abyssal.train.machine import Machine, keep_memory
 from abyssal.train.optim import Optimizer
 from abyssal.train.run import Run
 from abyssal.train.schedule import value_at
@@ -302,6 +302,7 @@ def working_copy(model: DeepSeekV3, machine: Machine) -> DeepSeekV3:
 
     Routers and their biases stay in float32 (section 3.3.1).
     """
+    keep_memory()
     model = model.to(machine.device).train()
     for name, parameter in model.named_parameters():
         kind = torch.float32 if name.endswith("gate.weight") else machine.dtype

@@ -2,7 +2,7 @@
 
 import torch
 
-from abyssal.engine.llm import LLM
+from abyssal import LLM
 from abyssal.engine.options import EngineOptions
 from abyssal.engine.pages import PAGE
 from abyssal.engine.request import SamplingParams

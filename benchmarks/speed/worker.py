@@ -14,6 +14,7 @@ BOUND = {  # unbound, two threads sometimes start on one core
     "OMP_PLACES": "cores",
     "TOKENIZERS_PARALLELISM": "false",
     "HF_HUB_OFFLINE": "1",
+    "PYTHONDONTWRITEBYTECODE": "",  # or every start would compile what is not installed: ours
 }
 
 

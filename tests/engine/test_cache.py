@@ -161,11 +161,19 @@ def test_a_page_takes_the_bytes_it_says(model):
     assert half == layers * 64 * (12 + 8) * 2
 
 
+def met_by_all(model):
+    """A model whose tokens meet every expert: no rounding can send one elsewhere."""
+    other = DeepSeekV3(replace(model.config, num_experts_per_tok=model.config.n_routed_experts))
+    other.load_state_dict(model.state_dict())
+    return other.eval().requires_grad_(False)
+
+
 @pytest.mark.parametrize("fixed", [False, True])
 def test_a_cache_of_integers_gives_about_what_one_of_floats_gives(model, fixed):
     draw = random.Random(5)
     sequences = [words(draw, length) for length in (130, 70, 64)]
     tables = [[4, 9, 1], [2, 7], [3]]
+    model = met_by_all(model)
     cache = paged(model, fixed, torch.int8)
     found = [[], [], []]
     for start, end in pairwise([0, 40, 41, 63, 64]):
@@ -177,14 +185,14 @@ def test_a_cache_of_integers_gives_about_what_one_of_floats_gives(model, fixed):
     for parts, part in zip(found, read(model, cache, rest), strict=False):
         parts.append(part)
     for parts, full in zip(found, unfolded(model, sequences), strict=True):
-        assert (torch.cat(parts) - full).norm() < 0.02 * full.norm()
+        assert (torch.cat(parts) - full).norm() < 0.01 * full.norm()
 
 
-def test_a_page_of_integers_takes_four_bytes_more_a_token(model):
+def test_a_page_of_integers_takes_five_bytes_more_a_token(model):
     cache = paged(model, dtype=torch.int8)
     layers = model.config.num_hidden_layers
     page = PagedCache.bytes_per_page(model.config, layers, torch.int8)
-    assert page == layers * 64 * (12 + 8 + 4)
+    assert page == layers * 64 * (12 + 8 + 4 + 1)
     assert cache.pool.nbytes == NUM_PAGES * page
 
 

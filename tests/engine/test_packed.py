@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from abyssal.engine import packed
+from abyssal.engine import packed, packing
 from abyssal.engine.llm import LLM
 from abyssal.errors import CheckpointError
 from abyssal.kernels import stack
@@ -34,7 +34,7 @@ def forbid_packing(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object) -> None:
         raise AssertionError("packed again")
 
-    monkeypatch.setattr(packed, "entries", refuse)
+    monkeypatch.setattr(packing, "of_folder", refuse)
 
 
 def test_folder_and_memory_give_the_same(

@@ -29,7 +29,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     if config.getoption("--fenced"):
-        registry._callable = fenced(registry._callable)
+        registry.callable_of = fenced(registry.callable_of)
     if problems := registry.library().problems:
         raise pytest.UsageError("; ".join(problems))  # not a test less because a kernel is missing
 
@@ -65,7 +65,7 @@ class Fence:
 
 
 def fenced(plain: Callable[..., registry.Native]) -> Callable[..., registry.Native]:
-    """`registry._callable`, whose functions work on fenced copies."""
+    """`registry.callable_of`, whose functions work on fenced copies."""
 
     def fenced_callable(*which: Any) -> registry.Native:
         function = plain(*which)

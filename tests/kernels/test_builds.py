@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from abyssal.errors import KernelError
-from abyssal.kernels import build, registry
+from abyssal.kernels import build
+from abyssal.kernels import environment as machine
 
 ROOT = Path(__file__).parents[2]
 HERE = Path(__file__).parent
@@ -30,7 +31,7 @@ import torch
 from abyssal.kernels import registry
 from again import fenced
 if "--fenced" in sys.argv:
-    registry._callable = fenced(registry._callable)
+    registry.callable_of = fenced(registry.callable_of)
 found = registry.load(Path(sys.argv[1]))
 assert not found.problems, found.problems
 for name, n in (word.split("=") for word in sys.argv[2].split(",")):
@@ -84,7 +85,7 @@ def run(env, *words):
 def test_the_kernels_pass_their_tests_on(march, sanitize, monkeypatch):
     monkeypatch.setenv("ABYSSAL_MARCH", march)
     try:
-        registry._for_cpu()
+        machine.for_cpu()
     except KernelError as error:
         pytest.skip(str(error))
     words = ["-m", "pytest", HERE, "-qsx", "-m", "not slow", "-p", "no:cacheprovider"]

@@ -11,19 +11,15 @@ from hypothesis import strategies as st
 from abyssal.kernels import latent_attention as module
 from abyssal.kernels.latent_attention import (
     Extents,
-    append_integers,
-    dequantize,
     fixed_attention,
     latent_attention,
     native_attention,
     plan_group,
     plan_pairs,
-    quantize,
     reference,
-    rows_and_scales,
     twin,
 )
-from abyssal.kernels.registry import reference_only
+from abyssal.kernels.latent_pages import append_integers, dequantize, integer_bytes
 
 N, PAGE, H, W, C = 60, 64, 3, 14, 10
 CPU = torch.device("cpu")
@@ -159,7 +155,7 @@ def pool_of(rows, dtype, rank):
     if dtype != torch.int8:
         return rows.to(dtype)
     num_pages, _, width = rows.shape
-    pages = torch.zeros(num_pages, PAGE * width + 4 * PAGE, dtype=torch.int8)
+    pages = torch.zeros(num_pages, PAGE * integer_bytes(width, rank), dtype=torch.int8)
     append_integers(pages, torch.arange(num_pages * PAGE), rows.flatten(0, 1), rank)
     return pages
 
@@ -258,45 +254,3 @@ def test_a_nan_is_seen_from_its_position_on_and_not_by_others(dtype):
     assert found[86:].isfinite().all()
     found = attend(q[:74], pool_of(rows, dtype, 30), tables, [0], [74], 0.2, 30)
     assert found.isfinite().all()
-
-
-@given(
-    width=st.integers(1, 70),
-    power=st.integers(-140, 120),
-    seed=st.integers(0, 99),
-)
-def test_integers_are_within_half_a_step_of_what_they_stand_for(width, power, seed):
-    latents = torch.randn(80, width, generator=torch.Generator().manual_seed(seed)) * 2.0**power
-    latents[3] = 0
-    rank = width * 3 // 4
-    latents[:, rank:] *= 16
-    integers, scales = quantize(latents, rank)
-    assert integers.abs().max() <= 127
-    counts = torch.tensor([rank, width - rank])
-    scale = scales.float().repeat_interleave(counts, -1)
-    parts = [part.abs().amax(-1) for part in latents.tensor_split([rank], 1) if part.shape[1]]
-    highest = torch.stack(parts, 1).repeat_interleave(counts[counts > 0], -1)
-    # A scale is a 127th of its part's greatest number, rounded up to 8 bits.
-    assert (scale * 127 <= highest * (1 + 2**-7) + 127 * 2.0**-133).all()
-    assert ((integers * scale - latents).abs() <= scale * 0.5001).all()
-
-
-@pytest.mark.usefixtures("twins")
-@given(width=st.integers(1, 70), power=st.integers(-140, 120), seed=st.integers(0, 99))
-def test_native_integers_are_those_of_torch(width, power, seed):
-    draw = torch.Generator().manual_seed(seed)
-    latents = torch.randn(50, width, generator=draw) * 2.0**power
-    latents[7], latents[8, 0], latents[9, -1] = 0, torch.nan, -torch.inf
-    places = torch.randperm(4 * PAGE, generator=draw)[:50]
-    ours, theirs = (torch.zeros(4, PAGE * width + 4 * PAGE, dtype=torch.int8) for _ in range(2))
-    rank = width * 3 // 4
-    append_integers(ours, places, latents, rank)
-    with reference_only():
-        append_integers(theirs, places, latents, rank)
-    exactly = {"rtol": 0, "atol": 0, "equal_nan": True}
-    torch.testing.assert_close(
-        dequantize(ours, width, rank), dequantize(theirs, width, rank), **exactly
-    )
-    (rows, scales), (integers, scale) = rows_and_scales(ours, width), quantize(latents, rank)
-    assert torch.equal(rows.flatten(0, 1)[places], integers)
-    torch.testing.assert_close(scales.flatten(0, 1)[places], scale, **exactly)

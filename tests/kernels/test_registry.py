@@ -17,7 +17,7 @@ import torch
 
 import abyssal
 from abyssal.errors import KernelError
-from abyssal.kernels import build, registry
+from abyssal.kernels import build, environment, registry
 from abyssal.kernels.registry import load, native, reference_only
 
 ADD = """
@@ -183,9 +183,9 @@ def test_what_nobody_used_for_a_month_leaves_the_store(sources, tmp_path):
 
 
 def test_torch_and_the_kernels_share_one_pool_of_threads(sources):
-    before = {name for name in registry._loaded_libraries() if "omp" in name}
+    before = {name for name in environment._loaded_libraries() if "omp" in name}
     load(sources)
-    assert {name for name in registry._loaded_libraries() if "omp" in name} == before
+    assert {name for name in environment._loaded_libraries() if "omp" in name} == before
 
 
 # What stands in the way
@@ -245,21 +245,21 @@ def test_a_value_that_cannot_be_followed_is_an_error_with_a_remedy(
 
 
 def test_a_lesser_cpu_can_be_asked_for_but_not_one_that_this_is_not(monkeypatch):
-    monkeypatch.setattr(registry.platform, "machine", lambda: "x86_64")
+    monkeypatch.setattr(environment.platform, "machine", lambda: "x86_64")
     monkeypatch.setattr(build, "cpu", lambda: {"flags": "avx2 fma bmi2 f16c movbe"})
     monkeypatch.setenv("ABYSSAL_MARCH", "x86-64-v3")
-    assert registry._for_cpu() == ("-march=x86-64-v3",)
+    assert environment.for_cpu() == ("-march=x86-64-v3",)
     monkeypatch.setenv("ABYSSAL_MARCH", "x86-64-v4")
     with pytest.raises(KernelError, match="this CPU has no avx512f"):
-        registry._for_cpu()
+        environment.for_cpu()
 
 
 @pytest.mark.parametrize("allowed", [True, False])
 def test_tiles_are_used_only_where_the_system_lets_us(monkeypatch, allowed):
-    monkeypatch.setattr(registry.platform, "machine", lambda: "x86_64")
+    monkeypatch.setattr(environment.platform, "machine", lambda: "x86_64")
     monkeypatch.setattr(build, "cpu", lambda: {"flags": "avx512f amx_tile amx_bf16"})
-    monkeypatch.setattr(registry, "_may_use_amx", lambda: allowed)
-    assert ("-mno-amx-tile" in registry._for_cpu()) == (not allowed)
+    monkeypatch.setattr(environment, "_may_use_amx", lambda: allowed)
+    assert ("-mno-amx-tile" in environment.for_cpu()) == (not allowed)
 
 
 def test_twins_can_be_turned_off_for_a_while(sources):
@@ -285,7 +285,7 @@ def test_all_kernels_of_the_package_compile(monkeypatch):
 def test_the_compiler_has_no_remarks_on_the_kernels():
     tool = build.compiler()
     sources = map(str, registry.SOURCES.glob("*.cpp"))
-    command = [*tool.command, *build.FLAGS, *registry._for_cpu(), "-Werror", "-fsyntax-only"]
+    command = [*tool.command, *build.FLAGS, *environment.for_cpu(), "-Werror", "-fsyntax-only"]
     subprocess.run([*command, *sources], check=True)
 
 

@@ -58,8 +58,8 @@ def test_so_it_is_at_the_borders_of_large_chunks(rows, ignored, monkeypatch):
 
 
 def test_the_rows_of_a_chunk_follow_the_vocabulary():
-    assert loss._rows_at_a_time(torch.empty(4096, 1)) == 1024
-    assert loss._rows_at_a_time(torch.empty(129280, 1)) == 32
+    assert loss._rows_at_a_time(torch.empty(4096, 1)) == 2048
+    assert loss._rows_at_a_time(torch.empty(129280, 1)) == 64
 
 
 @pytest.mark.parametrize("scale", [1e-4, 1e4])
