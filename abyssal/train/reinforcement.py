@@ -22,6 +22,7 @@ from abyssal.train.rollouts import Rollouts
 from abyssal.train.trainer import working_copy
 
 STAGE = "grpo"
+MOST_BARS = 12  # of a histogram
 
 
 class Look(NamedTuple):
@@ -90,11 +91,11 @@ class Reinforcement:
             groups += exercises.draw().groups
         groups = groups[:questions]
         parts = [one for group in groups for one in group.parts]
-        totals = Counter(round(one.total, 3) for one in parts)
+        totals = _histogram([one.total for one in parts])
         return Look(
             len(groups),
             run.answers,
-            dict(sorted(totals.items())),
+            totals,
             fmean(one.accuracy for one in parts),
             fmean(one.format for one in parts),
             sum(max(group.rewards) != min(group.rewards) for group in groups),
@@ -133,3 +134,12 @@ class Reinforcement:
                 f"{context}, prompts included; lower max_tokens"
             )
         return tokenizer, model
+
+
+def _histogram(rewards: Sequence[float]) -> dict[float, int]:
+    """How many earn what, in order; in steps of a tenth of the span where many earn differently."""
+    exact = Counter(round(reward, 3) for reward in rewards)
+    if len(exact) > MOST_BARS:
+        step = (max(rewards) - min(rewards)) / 10
+        exact = Counter(round(round(reward / step) * step, 3) for reward in rewards)
+    return dict(sorted(exact.items()))

@@ -26,7 +26,7 @@ from abyssal.train import worked
 from abyssal.train.history import read_metrics
 from abyssal.train.lessons import Learner, Lesson, micro_batches
 from abyssal.train.machine import measure
-from abyssal.train.reinforcement import Reinforcement
+from abyssal.train.reinforcement import MOST_BARS, Reinforcement, _histogram
 from abyssal.train.reinforcer import Reinforcer
 from abyssal.train.training import begin, train
 
@@ -208,13 +208,13 @@ def test_equal_rewards_move_nothing(build, toy):
 
 
 def test_what_is_rewarded_becomes_frequent(build):
-    """Forty short steps, a reward for one word; nothing else tells the model of it."""
+    """Twenty-five short steps, a reward for one word; nothing else tells the model of it."""
 
     def judge(_, text):
         return text.split().count("und") / (len(text.split()) + 1)
 
     rewards = {"accuracy": 0, "format": 0, "language": 0, "model": 1}
-    changes = {"steps": 40, "rewards": rewards, "answers": 8, "optim": {"lr": 0.01}}
+    changes = {"steps": 25, "rewards": rewards, "answers": 8, "optim": {"lr": 0.01}}
     rows = list(build({**changes, "objective": {"kl": 0}}, judge).steps())
     first, last = (sum(row.reward for row in some) / 5 for some in (rows[:5], rows[-5:]))
     assert last > 2 * first
@@ -317,6 +317,15 @@ def test_a_look_writes_nothing_and_refuses_where_all_earn_the_same(build):
     assert same_for_all.histogram == {0.0: 20}
     with pytest.raises(ConfigError, match="no gradient would flow; take easier tasks"):
         same_for_all.check()
+
+
+def test_a_histogram_of_many_rewards_is_of_steps():
+    assert _histogram([2.0, 0.0, 2.0]) == {0.0: 1, 2.0: 2}
+    many = _histogram([i / 100 for i in range(101)])
+    assert len(many) <= MOST_BARS
+    assert sum(many.values()) == 101
+    assert min(many) == 0
+    assert max(many) == 1
 
 
 def test_the_stage_is_begun_and_trained_like_any_other(toy, tmp_path):
