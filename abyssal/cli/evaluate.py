@@ -73,6 +73,7 @@ def eval(
         _bits_per_byte(folder, bpb, json)
         return
     from abyssal.evals import catalog
+    from abyssal.evals.page import write_page
     from abyssal.evals.run import Evaluation, Settings, check_limit
 
     if template not in _TEMPLATES:
@@ -95,11 +96,12 @@ def eval(
     evaluation = Evaluation(llm, folder, wanted, out, settings, limit)
     _run(evaluation)
     results = evaluation.results()
+    page = write_page(evaluation.out)
     if json:
         console.show_json(results)
     else:
         _show(results)
-        console.note(f"samples and results.json: {evaluation.out}")
+        console.note(f"samples and results.json: {evaluation.out}; as a page: {page}")
 
 
 def _run(evaluation: "Evaluation") -> None:

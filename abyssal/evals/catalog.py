@@ -4,7 +4,7 @@ import difflib
 
 from abyssal.data import corpus
 from abyssal.errors import ConfigError, RequestError
-from abyssal.evals import choice, generation
+from abyssal.evals import choice, generation, programs
 from abyssal.evals.task import About, Item, Task, TextTask
 
 
@@ -22,7 +22,9 @@ STORIES = TextTask(
     ),
     items=_stories,
 )
-_TASKS: dict[str, Task] = {task.name: task for task in (STORIES, *choice.TASKS, *generation.TASKS)}
+_TASKS: dict[str, Task] = {
+    task.name: task for task in (STORIES, *choice.TASKS, *generation.TASKS, *programs.TASKS)
+}
 
 
 def names() -> list[str]:
