@@ -172,8 +172,7 @@ def test_killed_at_twenty_moments_and_more_at_the_end(server, recipe, undisturbe
     assert 0 < max(lost) <= SAVE_EVERY
 
 
-@pytest.mark.parametrize("stage", ["sft", "dpo", "reward"])
-@pytest.mark.parametrize("adapters", [False, True])
+@pytest.mark.parametrize(("stage", "adapters"), [("sft", True), ("dpo", False), ("reward", False)])
 def test_every_stage_killed_at_random_ends_the_same(
     server, course, base, look, tmp_path, stage, adapters
 ):
@@ -184,14 +183,14 @@ def test_every_stage_killed_at_random_ends_the_same(
     server.start(*words, f"out={tmp_path / 'whole'}")
     assert server.wait() == 0
     out, kills = tmp_path / "run", 0
-    for number in [rng.randint(1, 9) for _ in range(5)]:
+    for number in [rng.randint(1, 9) for _ in range(3)]:
         before = num_steps(out)
         child = server.start(*words, f"out={out}")
         wait_for(lambda more=number, before=before: num_steps(out) >= before + more)
         with suppress(ProcessLookupError):
             os.kill(child, signal.SIGKILL)
         kills += server.wait() == -signal.SIGKILL
-    assert kills == 5
+    assert kills == 3
     server.start(*words, f"out={out}")
     assert server.wait() == 0
     ours, theirs = look(out), look(tmp_path / "whole")
