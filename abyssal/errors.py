@@ -31,3 +31,7 @@ class OverloadedError(AbyssalError):
 
 class KernelError(AbyssalError):
     """Native kernels that an environment variable asks for and this machine cannot have."""
+
+
+class SandboxError(AbyssalError):
+    """A generated program that would have to run without being contained."""

@@ -19,7 +19,7 @@ FLOORS = [
     {"errors", "collector"},
     {"config", "batch"},
     {"recipe"},
-    {"plan", "tokenizer", "kernels", "checkpoint"},
+    {"plan", "tokenizer", "kernels", "checkpoint", "report"},
     {"data", "model"},
     {"quant", "parallel"},
     {"engine"},

@@ -1,4 +1,4 @@
-"""Verbs that use a model: continue texts, and measure how well it predicts."""
+"""The verb that has a model continue texts, or answer the rows of a file."""
 
 from typing import TYPE_CHECKING, Annotated
 
@@ -97,34 +97,6 @@ def generate(
         _answer(bulk, open_llm(folder, options), layout_for(folder, layout), json)
 
 
-def eval(
-    folder: Folder = DEMO,
-    bpb: Annotated[
-        str | None, typer.Option(help="A .txt or .jsonl file to predict.", metavar="FILE")
-    ] = None,
-    json: Json = False,
-) -> None:
-    """Measure how many bits a model needs per byte of text."""
-    if bpb is None:
-        raise RequestError("nothing to evaluate; give --bpb FILE")
-    check_folder(folder)
-    from abyssal.data.documents import DropReport, read_documents
-    from abyssal.evals.harness import bits_per_byte_of_file
-
-    next(iter(read_documents(bpb, DropReport())), None)  # a file that is not there, told at once
-    result, report = bits_per_byte_of_file(open_llm(folder), bpb)
-    if report.dropped:
-        console.note(report.summary())
-    names = ("bits_per_byte", "bytes", "tokens", "documents")
-    found = {name: getattr(result, name) for name in names}
-    if json:
-        console.show_json(found)
-    else:
-        console.say(f"bits per byte  {result.bits_per_byte:.4f}")
-        rest = ", ".join(f"{console.number(found[name])} {name}" for name in names[1:])
-        console.note(f"{rest}; perplexity {result.perplexity:.2f} per token")
-
-
 def _continue(llm: "LLM", prompt: str, params: "SamplingParams", as_json: bool) -> None:
     completion = llm.generate(prompt, params)
     if as_json:
@@ -197,5 +169,4 @@ VERBS = (
             'abyssal generate --prompt "One, two," --temperature 0 --stop "." --json',
         ),
     ),
-    Verb(eval, ("abyssal eval --bpb story.txt", "abyssal eval out/tiny/base --bpb t.jsonl --json")),
 )

@@ -125,7 +125,7 @@ class Engine:
         """
         return self._grammars.compile(grammar)
 
-    def refresh(self, model: DeepSeekV3) -> None:
+    def refresh(self, model: "DeepSeekV3") -> None:
         """Go on with the weights of a model like the one this engine was made of, in their place.
 
         What the cache holds is of the old weights: it is forgotten.

@@ -56,7 +56,7 @@ class LLM:
         options: EngineOptions | None = None,
     ):
         self._model: DeepSeekV3 | None = None
-        self._is_live = isinstance(model, DeepSeekV3)  # its weights may be moved by who holds it
+        self._is_live = not isinstance(model, str | Path)  # whoever holds it may move it
         if not isinstance(model, str | Path):
             if tokenizer is None or dtype is not None or device is not None:
                 raise ConfigError(

@@ -41,7 +41,7 @@ class NativeRunner:
     def __init__(self, stack: Stack, cache: PagedCache, *, fixed: bool = False):
         """With `fixed`, the bits of a row do not depend on how its prompt was cut."""
         self.stack, self.cache, self.fixed = stack, cache, fixed
-        config = stack.config
+        self.config = config = stack.config
         num_moe = sum(config.is_moe(layer) for layer in range(config.num_hidden_layers))
         self.expert_load = torch.zeros(num_moe, config.n_routed_experts, dtype=torch.int64)
 
@@ -49,7 +49,7 @@ class NativeRunner:
         """The same model over another cache."""
         return NativeRunner(self.stack, cache, fixed=self.fixed)
 
-    def refresh(self, model: DeepSeekV3) -> None:
+    def refresh(self, model: "DeepSeekV3") -> None:
         """Take over the weights of a model like the one that was packed."""
         packed.refill(self.stack.weights, model)
 

@@ -71,14 +71,16 @@ def from_model(model: "DeepSeekV3") -> Layers:
     return _layers(dict(packing.of_model(model)))
 
 
-def refill(weights: Layers, model: DeepSeekV3) -> None:
+def refill(weights: Layers, model: "DeepSeekV3") -> None:
     """Pack a model of the same shape and precision into the arrays of what `from_model` gave.
 
     One entry exists twice at a time; whoever holds addresses of the arrays sees the new weights.
     """
+    from abyssal.engine import packing
+
     held = weights.held
     assert isinstance(held, tuple)
-    for old, (_, new) in zip(held, _entries(ModelSource(model), model.config, None), strict=True):
+    for old, (_, new) in zip(held, packing.of_model(model), strict=True):
         for room, array in zip(_arrays(old), _arrays(new), strict=True):
             np.copyto(room, array, casting="no")
 

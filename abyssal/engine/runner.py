@@ -50,7 +50,7 @@ class Runner:
     def __init__(self, model: "DeepSeekV3", cache: PagedCache, tile: int | None = None):
         self.model, self.cache, self.tile = model, cache, tile
         self._device = model.lm_head.weight.device
-        config = model.config
+        self.config = config = model.config
         num_moe = sum(config.is_moe(layer) for layer in range(config.num_hidden_layers))
         self.expert_load = torch.zeros(num_moe, config.n_routed_experts, dtype=torch.int64)
 
@@ -58,7 +58,7 @@ class Runner:
         """The same model over another cache."""
         return Runner(self.model, cache, self.tile)
 
-    def refresh(self, model: DeepSeekV3) -> None:
+    def refresh(self, model: "DeepSeekV3") -> None:
         """Take over the weights of a model; of the one that runs here, they are here already."""
         self.model = model
 

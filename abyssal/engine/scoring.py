@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from abyssal.batch import IGNORE, Batch
+from abyssal.config import ModelConfig
 from abyssal.engine.request import TopLogprobs
 from abyssal.errors import RequestError
 
@@ -29,7 +30,7 @@ def logprobs(model: "DeepSeekV3", sequences: Sequence[Sequence[int]]) -> list[li
         RequestError: a sequence is empty, too long for the model, or holds an unknown token.
     """
     for sequence in sequences:
-        _check(sequence, model)
+        check(sequence, model.config)
     scored: list[list[float]] = [[] for _ in sequences]
     for group in _groups(sequences):
         flat = _score([sequences[i] for i in group], model)
@@ -49,8 +50,9 @@ def given(logits: Tensor, tokens: Sequence[int], num_top: int) -> list[tuple[flo
     return list(zip(chosen, tops, strict=True))
 
 
-def _check(sequence: Sequence[int], model: "DeepSeekV3") -> None:
-    longest, vocab_size = model.config.max_position_embeddings, model.config.vocab_size
+def check(sequence: Sequence[int], config: ModelConfig) -> None:
+    """Raise RequestError if this is nothing a model can score."""
+    longest, vocab_size = config.max_position_embeddings, config.vocab_size
     if not 1 <= len(sequence) <= longest:
         raise RequestError(
             f"{len(sequence)} tokens to score, expected 1 to {longest} (max_position_embeddings); "

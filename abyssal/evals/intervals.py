@@ -31,8 +31,10 @@ def wilson(right: int, count: int) -> Interval:
     share, weight = right / count, Z * Z / count
     center = (share + weight / 2) / (1 + weight)
     spread = Z / (1 + weight) * math.sqrt(share * (1 - share) / count + weight / (4 * count))
-    # The interval contains the share by construction; rounding must not take it out.
-    return Interval(share, min(center - spread, share), max(center + spread, share))
+    # 0 and 1 are ends of the interval of no and of all right; rounding must not pass them.
+    low = 0.0 if right == 0 else center - spread
+    high = 1.0 if right == count else center + spread
+    return Interval(share, low, high)
 
 
 def bootstrap(above: Sequence[float], below: Sequence[float] | None = None) -> Interval:

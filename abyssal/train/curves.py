@@ -4,9 +4,9 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
+from abyssal.report.notation import escape, number, percent, plain, two_decimals
+from abyssal.report.plots import Chart, Level, Line, Mark, smooth
 from abyssal.train.history import Metrics, Step
-from abyssal.train.notation import escape, number, percent, plain, two_decimals
-from abyssal.train.plots import Chart, Level, Line, Mark, smooth
 
 
 def learning(metrics: Metrics, anchor: str) -> str:

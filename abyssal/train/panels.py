@@ -2,10 +2,7 @@
 
 from statistics import fmean, median
 
-from abyssal.train import curves, reinforce_panel
-from abyssal.train.heatmap import heat_maps, legend
-from abyssal.train.history import Metrics
-from abyssal.train.notation import (
+from abyssal.report.notation import (
     duration,
     escape,
     gigabytes,
@@ -14,6 +11,9 @@ from abyssal.train.notation import (
     plain,
     two_decimals,
 )
+from abyssal.train import curves, reinforce_panel
+from abyssal.train.heatmap import heat_maps, legend
+from abyssal.train.history import Metrics
 
 STAGES = {"pretrain": "Pre-training", "sft": "Supervised fine-tuning",
           "grpo": "Reinforcement learning", "distill": "Distillation"}  # fmt: skip

@@ -4,9 +4,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from abyssal.evals.intervals import wilson
+from abyssal.report.notation import escape, percent, plain, two_decimals
+from abyssal.report.plots import Chart, Line, Mark, smooth
 from abyssal.train.history import Metrics, Reinforce
-from abyssal.train.notation import escape, percent, plain, two_decimals
-from abyssal.train.plots import Chart, Line, Mark, smooth
 
 Value = Callable[[Reinforce], float | None]
 

@@ -1,25 +1,23 @@
 """The story of a model as one HTML file: what was trained, how it went, what it writes, the recipe.
 
-The file needs nothing but itself: no network, no scripts, no fonts; a content security policy holds
-it to that, whatever a sample may contain. It is a function of the run folders alone, so the same
-runs give the same bytes.
+The file needs nothing but itself (report/page.py). It is a function of the run folders alone: the
+same runs give the same bytes.
 """
 
-import os
-import secrets
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from abyssal.config import ModelConfig
 from abyssal.errors import DataError
 from abyssal.plan.count import Counts, Parts, count
+from abyssal.report import page
+from abyssal.report.notation import duration, escape, number
+from abyssal.report.page import Section, figures
 from abyssal.train import curves, panels, reinforce_panel
 from abyssal.train.history import Metrics
 from abyssal.train.history import read_metrics as read_metrics
-from abyssal.train.notation import duration, escape, number
 from abyssal.train.reproduction import recipe_table, reproduce
 from abyssal.train.samples import samples
-from abyssal.train.theme import CSS
 
 PARTS = {
     "routed": "Routed experts", "shared": "Shared experts", "dense": "Dense FFNs",
@@ -38,44 +36,17 @@ def write_report(path: str | Path, runs: Sequence[str | Path], title: str) -> No
     """
     if not runs:
         raise DataError("a report of no runs; give at least one run folder")
-    page = _page([read_metrics(run) for run in runs], title)
-    target = Path(path)
-    draft = target.with_name(f".{target.name}.{secrets.token_hex(4)}")
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        draft.write_text(page, encoding="utf-8", newline="\n")
-        os.replace(draft, target)
-    except OSError as error:
-        raise DataError(f"the report cannot be written to {path}: {error}") from error
-    finally:
-        if draft.is_file():
-            draft.unlink()
+    read = [read_metrics(run) for run in runs]
+    page.write(path, page.document(title, _lede(read), _sections(read)))
 
 
-def _page(runs: list[Metrics], title: str) -> str:
-    body, links = "", []
-    for anchor, name, inside in _sections(runs):
-        if inside:
-            links.append(f'<a href="#{anchor}">{escape(name)}</a>')
-            body += f'<section id="{anchor}"><h2>{escape(name)}</h2>{inside}</section>'
-    return (
-        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width,initial-scale=1">'
-        '<meta http-equiv="Content-Security-Policy" '
-        "content=\"default-src 'none'; style-src 'unsafe-inline'\">"
-        f"<title>{escape(title)}</title><style>{CSS}</style></head><body>"
-        f"<header><h1>{escape(title)}</h1><p class=lede>{escape(_lede(runs))}</p></header>"
-        f"<nav aria-label=sections>{''.join(links)}</nav><main>{body}</main></body></html>\n"
-    )
-
-
-def _sections(runs: list[Metrics]) -> list[tuple[str, str, str]]:
-    """(anchor, heading, content) of every section; content may be empty."""
-    found = [("model", "The model", _models(runs))]
+def _sections(runs: list[Metrics]) -> list[Section]:
+    """Every section; its content may be empty."""
+    found = [Section("model", "The model", _models(runs))]
     for position, metrics in enumerate(runs, start=1):
         anchor = f"run{position}"
-        found.append((anchor, panels.stage_name(metrics), _run(metrics, anchor)))
-    found.append(("again", "Train it again", reproduce(runs)))
+        found.append(Section(anchor, panels.stage_name(metrics), _run(metrics, anchor)))
+    found.append(Section("again", "Train it again", reproduce(runs)))
     return found
 
 
@@ -90,7 +61,7 @@ def _run(metrics: Metrics, anchor: str) -> str:
         ("Events", lambda: panels.events(metrics)),
         ("Recipe", lambda: recipe_table(metrics)),
     ]
-    body = _figures(panels.key_figures(metrics))
+    body = figures(panels.key_figures(metrics))
     for heading, content in parts:
         if inside := content():
             body += (f"<h3>{heading}</h3>" if heading else "") + inside
@@ -114,15 +85,6 @@ def _when(metrics: Metrics) -> str:
     if metrics.end is None:
         said.append("not finished")
     return f'<p class="when-run">{escape(" · ".join(said))}</p>'
-
-
-def _figures(figures: list[tuple[str, str, str]]) -> str:
-    cards = "".join(
-        f"<div><dt>{escape(name)}</dt><dd class=value>{escape(value)}</dd>"
-        f"<dd class=remark>{escape(remark)}</dd></div>"
-        for name, value, remark in figures
-    )
-    return f'<dl class="figures">{cards}</dl>' if cards else ""
 
 
 def _lede(runs: list[Metrics]) -> str:
@@ -183,7 +145,7 @@ def _model(config: ModelConfig) -> str:
          f"context {config.max_position_embeddings:,} tokens"),
     ]  # fmt: skip
     return (
-        _figures(sizes)
+        figures(sizes)
         + f'<div class="card"><p class="bar-name">All parameters</p>{_bar(counts.total, counts)}'
         + f'<p class="bar-name">Met by one token</p>{_bar(counts.active, counts)}</div>'
         + _table(counts)

@@ -5,8 +5,8 @@ import re
 import shlex
 from collections.abc import Iterator, Mapping
 
+from abyssal.report.notation import escape
 from abyssal.train.history import Metrics
-from abyssal.train.notation import escape
 
 
 def recipe_table(metrics: Metrics) -> str:

@@ -2,8 +2,8 @@
 
 from collections.abc import Sequence
 
+from abyssal.report.notation import escape, number
 from abyssal.train.history import Metrics, Sample
-from abyssal.train.notation import escape, number
 
 
 def samples(metrics: Metrics) -> str:

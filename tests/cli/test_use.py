@@ -7,7 +7,6 @@ import pytest
 
 from abyssal.engine.answer_file import AnswerFile
 from abyssal.engine.llm import LLM
-from abyssal.evals.harness import bits_per_byte
 from abyssal.tokenizer.chat import Message
 
 
@@ -57,8 +56,6 @@ def test_without_a_model_folder_the_demo_is_named(abyssal_command, verb, monkeyp
         (("generate", "--prompt", "a", "--temperature", "-1"), "temperature=-1"),
         (("generate", "--prompt", "the deep " * 99), "at most 63"),
         (("chat", "--prompt", "the deep " * 99), "at most 63"),
-        (("eval",), "--bpb FILE"),
-        (("eval", "--bpb", "nowhere.txt"), "nowhere.txt"),
     ],
 )
 def test_what_cannot_be_done_is_one_line_and_code_2(abyssal_command, folder, words, remedy):
@@ -142,22 +139,3 @@ def test_fields_that_mean_nothing_are_named_once(abyssal_command, folder, tmp_pa
     file.write_text('{"prompt": "a", "max_token": 3}\n{"prompt": "b", "max_token": 3}\n')
     ran = abyssal_command("generate", folder, "--file", str(file), "--max-tokens", "2")
     assert (ran.code, ran.err) == (0, "fields without a meaning here: max_token\n")
-
-
-def test_eval_prints_the_bits_per_byte_of_a_file(abyssal_command, folder, tmp_path):
-    file = tmp_path / "texts.jsonl"
-    texts = ["the deep sea", "fish fish"]
-    file.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
-    llm = LLM(folder)
-    found = bits_per_byte(llm, llm.tokenizer, texts)
-    ran = abyssal_command("eval", folder, "--bpb", str(file), "--json")
-    assert json.loads(ran.out) == {
-        "bits_per_byte": found.bits_per_byte,
-        "bytes": 21,
-        "tokens": found.tokens,
-        "documents": 2,
-    }
-    file.write_text(file.read_text() + "{broken\n")
-    ran = abyssal_command("eval", folder, "--bpb", str(file))
-    assert f"{found.bits_per_byte:.4f}" in ran.out
-    assert "bad JSON" in ran.err

@@ -6,22 +6,19 @@ import random
 import re
 import tomllib
 from dataclasses import replace
-from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
-from hypothesis import example, given
+from hypothesis import given
 from hypothesis import strategies as st
 
 from abyssal.config import ModelConfig
 from abyssal.errors import DataError
-from abyssal.train.notation import duration, escape, number, plain
-from abyssal.train.plots import Chart, Line, Scale, smooth
 from abyssal.train.report import read_metrics, write_report
 from abyssal.train.reproduction import toml
+from tests.report.page import Page
 
 TINY = ModelConfig.preset("tiny")
-VOID = {"meta", "br"}
 
 
 def story(num_steps: int = 60, stage: str = "pretrain", chat: bool = False) -> list[dict]:
@@ -85,35 +82,6 @@ def report(tmp_path: Path, *runs: list[dict], title: str = "A run") -> str:
     return (tmp_path / "report.html").read_text(encoding="utf-8")
 
 
-class Page(HTMLParser):
-    """A page's tags, attributes and visible text; refuses tags that do not nest."""
-
-    def __init__(self, page: str):
-        super().__init__()
-        self.tags: list[str] = []
-        self.attributes: list[tuple[str, str | None]] = []
-        self.open: list[str] = []
-        self.text = ""
-        self.feed(page)
-        assert not self.open
-
-    def handle_starttag(self, tag, attrs):
-        self.tags.append(tag)
-        self.attributes += attrs
-        if tag not in VOID and tag not in ("path", "input"):
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag, attrs):
-        self.tags.append(tag)
-        self.attributes += attrs
-
-    def handle_endtag(self, tag):
-        assert self.open.pop() == tag
-
-    def handle_data(self, data):
-        self.text += data
-
-
 def test_every_kind_of_row_shows_up(tmp_path):
     page = Page(report(tmp_path, story(), story(stage="sft", chat=True), title="Two stages"))
     for shown in (
@@ -157,16 +125,6 @@ def test_hostile_text_stays_text(tmp_path, chat):
     assert "onerror" not in {name for name, _ in page.attributes}
     shown = HOSTILE.replace("\x00", "\ufffd").replace("\ud800", "\ufffd")
     assert page.text.count(shown) >= 8
-
-
-@given(st.text(st.characters(codec=None, exclude_categories=())))
-@example(HOSTILE)
-def test_escaped_text_is_encodable_and_reads_back(text):
-    page = Page(f"<p>{escape(text)}</p>")
-    assert page.tags == ["p"]
-    page.text.encode("utf-8")
-    assert len(page.text) == len(text)
-    assert all(a == b for a, b in zip(page.text, text, strict=True) if a != "\ufffd")
 
 
 def test_a_later_row_of_a_step_takes_the_place_of_an_earlier_one(tmp_path):
@@ -335,52 +293,3 @@ def _none_as_text(value):
     if isinstance(value, list):
         return [_none_as_text(one) for one in value]
     return "none" if value is None else value
-
-
-floats = st.floats(1e-6, 1e12)
-
-
-@given(st.lists(floats, min_size=1), st.booleans(), st.booleans())
-def test_a_scale_holds_its_values_and_labels_them(numbers, log, tight):
-    scale = Scale.around(numbers, log=log, tight=tight)
-    assert all(-1e-6 <= scale.at(value) <= 1 + 1e-6 for value in numbers)
-    ticks = scale.ticks()
-    assert 1 <= len(ticks) <= 9
-    assert ticks == sorted(set(ticks))
-    assert all(-1e-6 <= scale.at(tick) <= 1 + 1e-6 for tick in ticks)
-    assert scale.value(scale.at(numbers[0])) == pytest.approx(numbers[0], rel=1e-6, abs=1e-6)
-
-
-def test_smoothing_leaves_a_constant_alone_and_steps_over_gaps():
-    assert smooth([3.0] * 5, 2) == pytest.approx([3.0] * 5)
-    assert smooth([1.0, math.nan, 1.0], 4) == pytest.approx([1.0] * 3)
-    assert smooth([0.0, 1.0], 1) == pytest.approx([0.0, 2 / 3])
-
-
-def test_a_long_line_is_thinned_but_keeps_its_spike():
-    y = [1.0] * 20_000
-    y[777] = 9.0
-    drawn = Chart(title="t", unit="u", lines=[Line(name="l", x=range(20_000), y=y)]).html()
-    assert len(drawn) < 40_000
-    flat = Chart(title="t", unit="u", lines=[Line(name="l", x=range(20_000), y=[1.0, *y[:0:-1]])])
-    highest = min(float(v) for v in re.findall(r"L[\d.]+ ([\d.]+)", drawn))
-    assert highest == pytest.approx(1000 * (1 - Scale.around(y).at(9.0)), abs=0.1)
-    assert flat.html() != drawn
-
-
-def test_a_chart_without_a_finite_point_is_no_chart():
-    assert Chart(title="t", unit="u", lines=[]).html() == ""
-    assert Chart(title="t", unit="u", lines=[Line(name="l", x=[1], y=[math.nan])]).html() == ""
-
-
-@pytest.mark.parametrize(
-    ("shown", "expected"),
-    [(number(0), "0"), (number(950), "950"), (number(16384), "16.4k"), (number(999_999), "1M"),
-     (number(14.8e12), "14.8T"), (number(0.5), "0.5"), (plain(2.2e-5), "2.2e-5"),
-     (plain(0.0123), "0.0123"), (plain(5e-4), "5e-4"),
-     (plain(-3.0), "-3"), (plain(math.nan), "not a number"), (plain(math.inf), "∞"),
-     (duration(0), "0 s"), (duration(59.6), "1 min"), (duration(1872), "31 min 12 s"),
-     (duration(7500), "2 h 5 min"), (duration(90_000), "1 d 1 h")],
-)  # fmt: skip
-def test_numbers_are_written_for_people(shown, expected):
-    assert shown == expected

@@ -11,7 +11,7 @@ from bisect import bisect_left
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
-from abyssal.train.notation import escape, number, plain
+from abyssal.report.notation import escape, number, plain
 
 SIZE = 1000  # the SVG's own width and height
 STRIPS = 64  # notes under the pointer, at most
