@@ -53,7 +53,7 @@ def test_answers_after_a_refresh_are_those_of_a_new_engine(taught, tokenizer, dt
     after = answers(llm)
     assert after == answers(LLM(other, tokenizer, options=options))
     assert after != before
-    take_over(live, taught.to(dtype))
+    take_over(live, copy.deepcopy(taught).to(dtype))
     llm.refresh()
     assert answers(llm) == before
 
