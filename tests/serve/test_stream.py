@@ -73,7 +73,16 @@ async def test_deepseeks_reader_sees_life_while_a_body_is_being_written(narrow: 
 
 
 @pytest.mark.parametrize("streamed", [True, False])
-async def test_whoever_leaves_takes_the_request_along_and_nobody_elses(llm: LLM, streamed):
+async def test_whoever_leaves_takes_the_request_along_and_nobody_elses(
+    llm: LLM, streamed, monkeypatch
+):
+    pause_s, step = 0.0, llm.engine.step
+
+    def slowly() -> list[Delta]:  # so that steps measure what the service does, not how fast it is
+        time.sleep(pause_s)
+        return step()
+
+    monkeypatch.setattr(llm.engine, "step", slowly)
     async with serving(llm) as client:
         expected = await client.whole(TEXTS, prompt="the", max_tokens=150, temperature=0)
         stays = asyncio.create_task(
@@ -82,11 +91,13 @@ async def test_whoever_leaves_takes_the_request_along_and_nobody_elses(llm: LLM,
         leaving = [Visit(client.app, OPENAI, {**LONG, "stream": streamed}) for _ in range(5)]
         while (await client.service.bridge.stats()).requests_running < 6:
             await asyncio.sleep(0.005)
+        pause_s = 0.05
         steps = (await client.service.bridge.stats()).steps
         for visit in leaving:
             visit.leave()
         await asyncio.gather(*(visit.task for visit in leaving))
         stats = await client.service.bridge.stats()
+        pause_s = 0.0
         assert stats.requests_running <= 1
         assert stats.steps <= steps + 5, "they are gone within a step or so, not at their ends"
         assert (await stays)["choices"] == expected["choices"]
