@@ -45,7 +45,8 @@ def test_tasks_print_a_table_and_leave_samples_and_results(abyssal_command, fold
     assert "Italian and Chinese of eleven languages" in ran.err
     assert "rg:gcd: 5 questions were too long to be asked and count as wrong" in ran.err
     found = {path.name for path in out.iterdir()}
-    assert found == {"run.json", "results.json", "clams.jsonl", "xcopa.jsonl", "rg-gcd.jsonl"}
+    samples = {"clams.jsonl", "xcopa.jsonl", "rg-gcd.jsonl"}
+    assert found == samples | {"run.json", "results.json", "report.html"}
     again = abyssal_command(*words, "--json")
     told = json.loads(again.out)
     assert told["tasks"]["xcopa"]["metrics"].keys() == {"acc", "acc_norm"}
