@@ -18,7 +18,6 @@ from abyssal.errors import RequestError
 
 if TYPE_CHECKING:
     from abyssal.evals.run import Evaluation
-    from abyssal.evals.task import Template
 
 _TEMPLATES = ("text", "chat", "r1-zero")
 
@@ -72,32 +71,37 @@ def eval(
     if bpb is not None:
         _bits_per_byte(folder, bpb, json)
         return
+    asked: dict[str, Any] = {
+        "template": template,
+        "layout": layout_for(folder, layout),
+        "thinking": thinking,
+        "samples": samples,
+        "max_tokens": max_tokens,
+        "seed": seed,
+    }
+    _tasks(folder, tasks or "", asked, limit, out or f"{folder}/eval", json)
+
+
+def _tasks(
+    folder: str, tasks: str, asked: dict[str, Any], limit: int | None, out: str, as_json: bool
+) -> None:
+    """Put tasks to the model of a folder, and show how it did."""
+    from abyssal.engine.options import EngineOptions
     from abyssal.evals import catalog
     from abyssal.evals.page import write_page
     from abyssal.evals.run import Evaluation, Settings, check_limit
 
-    if template not in _TEMPLATES:
-        raise RequestError(f"template={template!r}, expected {', '.join(_TEMPLATES)}")
-    chosen: Template = template  # type: ignore[assignment]
+    if asked["template"] not in _TEMPLATES:
+        raise RequestError(f"template={asked['template']!r}, expected {', '.join(_TEMPLATES)}")
     check_limit(limit)
-    wanted = catalog.tasks(tasks or "")
-    settings = Settings(
-        template=chosen,
-        layout=layout_for(folder, layout),
-        thinking=thinking,
-        samples=samples,
-        max_tokens=max_tokens,
-        seed=seed,
-    )
-    from abyssal.engine.options import EngineOptions
-
+    wanted = catalog.tasks(tasks)
+    settings = Settings(**asked)
     llm = open_llm(folder, EngineOptions(deterministic=True))
-    out = out or f"{folder}/eval"
     evaluation = Evaluation(llm, folder, wanted, out, settings, limit)
     _run(evaluation)
     results = evaluation.results()
     page = write_page(evaluation.out)
-    if json:
+    if as_json:
         console.show_json(results)
     else:
         _show(results)
