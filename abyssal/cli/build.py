@@ -171,9 +171,12 @@ def _settle_threads() -> None:
     """Give each OpenMP thread a core, and let idle ones sleep soon; before torch is imported.
 
     Unbound, two threads may share a core; left spinning, they starve when another process is busy.
+    A run that is told to take fewer threads is not alone: bound, all such runs would begin to
+    count at the same core.
     """
-    os.environ.setdefault("OMP_PROC_BIND", "true")
-    os.environ.setdefault("OMP_PLACES", "cores")
+    if "OMP_NUM_THREADS" not in os.environ:
+        os.environ.setdefault("OMP_PROC_BIND", "true")
+        os.environ.setdefault("OMP_PLACES", "cores")
     os.environ.setdefault("GOMP_SPINCOUNT", "100000")
 
 
