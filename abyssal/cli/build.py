@@ -10,6 +10,7 @@ from abyssal.cli import DEMO, Verb, console, reinforce
 
 if TYPE_CHECKING:
     from abyssal.train.history import Reinforce, Step
+    from abyssal.train.reinforcement import Reinforcement
     from abyssal.train.training import Training
 
 Json = Annotated[bool, typer.Option("--json", help="One JSON object and nothing else.")]
@@ -119,19 +120,15 @@ def train(
     _settle_threads()
     from abyssal.errors import ConfigError
     from abyssal.train.reinforcement import Reinforcement
-    from abyssal.train.training import Training, begin
+    from abyssal.train.training import begin
 
     run = begin(recipe, overrides or ())
     if dry_run and not isinstance(run, Reinforcement):
         raise ConfigError(f"{recipe} has nothing to draw; --dry-run is for stages with rewards")
-    last: Step | Reinforce | None
-    if isinstance(run, Training):
-        last = _watch(run)
-    elif dry_run:
+    if dry_run and isinstance(run, Reinforcement):
         reinforce.show_look(run, json)
         return
-    else:
-        last = reinforce.watch(run)
+    last = _follow(run)
     done = {"folder": run.folder, "finished": run.is_done, "last_step": last}
     if json:
         console.show_json(done)
@@ -146,7 +143,7 @@ def demo(
     ),
     json: Json = False,
 ) -> None:
-    """From the text in this package to a model that talks: about ten minutes on two cores."""
+    """From the text in this package to a model that talks, and one that calculates: ten minutes."""
     _settle_threads()
     from abyssal.train import demo as path
 
@@ -154,14 +151,25 @@ def demo(
     for doing in path.prepare(folders):
         console.note(doing)
     for stage in path.STAGES:
-        _watch(path.training(stage, folders, overrides or ()))
-    messages = path.finish(folders)
+        _follow(path.training(stage, folders, overrides or ()))
+    messages, learned = path.finish(folders), path.learned(folders)
     if json:
         conversation = [{"role": m.role, "content": m.content} for m in messages]
-        console.show_json({**folders.made(), "conversation": conversation})
+        reasoning = [task._asdict() for task in learned]
+        console.show_json({**folders.made(), "conversation": conversation, "reasoning": reasoning})
         return
     for message in messages:
         console.say(f"{message.role:>9}: {message.content}")
+    console.say("")
+    rows = [
+        (one.task, f"{one.before / one.asked:.1%}", f"{one.after / one.asked:.1%}")
+        for one in learned
+    ]
+    console.table(
+        f"sums never seen in training, right of {learned[0].asked}",
+        ("task", "before rewards", "after"),
+        rows,
+    )
     console.say("")
     console.show(folders.made(), as_json=False, title="made")
     console.say(f"\ntalk to it: abyssal chat {folders.model}")
@@ -178,6 +186,13 @@ def _settle_threads() -> None:
         os.environ.setdefault("OMP_PROC_BIND", "true")
         os.environ.setdefault("OMP_PLACES", "cores")
     os.environ.setdefault("GOMP_SPINCOUNT", "100000")
+
+
+def _follow(run: "Training | Reinforcement") -> "Step | Reinforce | None":
+    """Any run to its end, as its kind is watched."""
+    from abyssal.train.training import Training
+
+    return _watch(run) if isinstance(run, Training) else reinforce.watch(run)
 
 
 def _watch(run: "Training") -> "Step | None":

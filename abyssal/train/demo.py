@@ -1,7 +1,8 @@
 """The main job: from the text in the package to a model that talks, on two CPU cores in ten
-minutes.
+minutes, and to a smaller one that learns to calculate from rewards alone.
 
     corpus -> tokenizer -> shards -> base model -> chat model -> report -> a conversation
+    sums   -> tokenizer -> shards -> base model -> reasoner   ->
 
 Every step is what the other verbs do, and a step that is done is not done again.
 """
@@ -19,15 +20,19 @@ from abyssal.engine.llm import LLM
 from abyssal.errors import DataError
 from abyssal.tokenizer.bpe import Tokenizer
 from abyssal.tokenizer.chat import Message
+from abyssal.train import worked
+from abyssal.train.history import read_metrics
+from abyssal.train.reinforcement import Reinforcement
 from abyssal.train.report import write_report
-from abyssal.train.training import Training
+from abyssal.train.training import Training, begin
 
 VOCAB_SIZE = 4096
 PASSES = 4  # over the stories, each with other requests, before the shards repeat
 CHATS = 12_000  # conversations to fine-tune on
 RECAST = {"stories": 0.3, "chat": 0.5}  # requested stories told about something else (recast.py)
 SEED = 1
-STAGES = ("base", "chat")
+STAGES = ("base", "chat", "sums", "reason")
+SUMS = worked.Mixture(stories=1500, sums=2500, exercises=16_000)  # for a shorter run than r1/base
 QUESTIONS = ("Hello! How are you?", "Please tell me a story about a little rabbit.", "Thank you!")
 
 
@@ -57,13 +62,40 @@ class Folders(NamedTuple):
         return self.root / "model"
 
     @property
+    def reasoning(self) -> Path:
+        """A tokenizer, shards and two models of its own: base, and model, which reasons."""
+        return self.root / "reasoning"
+
+    @property
+    def reasoner(self) -> Path:
+        """The model that learned from rewards."""
+        return self.reasoning / "model"
+
+    @property
     def report(self) -> Path:
-        """One page about both runs."""
+        """One page about all runs."""
         return self.root / "report.html"
+
+    def runs(self) -> dict[str, Path]:
+        """The folder of each stage."""
+        folders = (self.base, self.model, self.reasoning / "base", self.reasoner)
+        return dict(zip(STAGES, folders, strict=True))
 
     def made(self) -> dict[str, Path]:
         """What a user looks for afterwards."""
-        return {"base": self.base, "model": self.model, "report": self.report}
+        return {
+            "base": self.base, "model": self.model, "reasoner": self.reasoner,
+            "report": self.report,
+        }  # fmt: skip
+
+
+class Learned(NamedTuple):
+    """Questions of one task that are held out, and how many of them the reasoner got right."""
+
+    task: str
+    asked: int
+    before: int  # by the base model
+    after: int
 
 
 def prepare(folders: Folders) -> Iterator[str]:
@@ -71,6 +103,7 @@ def prepare(folders: Folders) -> Iterator[str]:
     if not (folders.tokenizer / "tokenizer.json").is_file():
         yield f"training a tokenizer of {VOCAB_SIZE:,} words"
         Tokenizer.train(_texts_for_tokenizer(), VOCAB_SIZE).save(folders.tokenizer)
+    yield from worked.prepare(folders.reasoning, SEED, SUMS)
     tokenizer = Tokenizer.load(folders.tokenizer)
     wanted = [name for name in ("stories", "chat", "valid") if not (folders.data / name).is_dir()]
     if not wanted:
@@ -88,23 +121,37 @@ def prepare(folders: Folders) -> Iterator[str]:
         )
 
 
-def training(stage: str, folders: Folders, overrides: Sequence[str]) -> Training:
-    """The run of a stage, ``base`` or ``chat``, in the demo's folders."""
-    places = {"base": folders.base, "chat": folders.model}
-    lines = [f'out="{places[stage]}"', f'tokenizer="{folders.tokenizer}"']
-    source = {"base": "stories", "chat": "chat"}[stage]
-    lines += [
-        f'data.sources=[{{name="{source}", shards="{folders.data / source}"}}]',
-        f'data.held_out=[{{name="stories", shards="{folders.data / "valid"}"}}]',
+def training(stage: str, folders: Folders, overrides: Sequence[str]) -> Training | Reinforcement:
+    """The run of a stage in the demo's folders; overrides are not for ``reason``."""
+    lines = [f'out="{folders.runs()[stage]}"', *_places(stage, folders)]
+    return begin(f"tiny/{stage}", lines if stage == "reason" else [*lines, *overrides])
+
+
+def _places(stage: str, folders: Folders) -> list[str]:
+    """Where a stage finds its model, its tokenizer and its data."""
+    if stage == "reason":
+        return [f'init="{folders.runs()["sums"]}"']
+    home = folders.reasoning if stage == "sums" else folders.root
+    source = {"base": "stories", "chat": "chat", "sums": "base"}[stage]
+    lines = [
+        f'tokenizer="{home / "tokenizer"}"',
+        f'data.sources=[{{name="{source}", shards="{home / "data" / source}"}}]',
+        f'data.held_out=[{{name="stories", shards="{home / "data" / "valid"}"}}]',
     ]
-    if stage == "chat":
-        lines.append(f'init="{folders.base}"')
-    return Training(f"tiny/{stage}", [*lines, *overrides])
+    return [*lines, f'init="{folders.base}"'] if stage == "chat" else lines
+
+
+def learned(folders: Folders) -> list[Learned]:
+    """What the reasoner learned, task by task."""
+    rows = read_metrics(folders.reasoner).examinations
+    tasks = dict.fromkeys(row.name for row in rows)
+    found = [[row for row in rows if row.name == task] for task in tasks]
+    return [Learned(some[0].name, some[0].asked, some[0].right, some[-1].right) for some in found]
 
 
 def finish(folders: Folders) -> list[Message]:
     """Write the report, and let the chat model answer a few turns."""
-    write_report(folders.report, [folders.base, folders.model], "Abyssal: from text to chat")
+    write_report(folders.report, list(folders.runs().values()), "Abyssal: from text to chat")
     llm = LLM(folders.model)
     messages: list[Message] = []
     for turn, question in enumerate(QUESTIONS):

@@ -22,6 +22,9 @@ from abyssal.train.reinforce import GRPO
 from abyssal.train.rollouts import Answer, Gap, gap
 
 
+ROUND = 1024  # tokens that a batch is a multiple of
+
+
 class Lesson(NamedTuple):
     """An answer to be learned from."""
 
@@ -122,7 +125,9 @@ class Learner:
         drawn = torch.tensor([x for answer in answers for x in answer.logprobs])
         before = torch.cat(known) if known else now.detach()
         columns = drawn.to(self.device), which.to(self.device)
-        return grpo.Taken(now, before, reference, *columns), output.routings
+        read = sum(len(answer.prompt) + len(answer.tokens) - 1 for answer in answers)
+        met = tuple(Routing(*(column[:read] for column in one)) for one in output.routings)
+        return grpo.Taken(now, before, reference, *columns), met  # without the filler
 
     def _logprobs(self, model: DeepSeekV3, hidden: Tensor, rows: Tensor, labels: Tensor) -> Tensor:
         return logprobs(hidden[rows], model.lm_head.weight, labels, self.run.temperature)
@@ -141,13 +146,19 @@ def lessons_of(draw: Draw, run: GRPO) -> list[Lesson]:
 
 
 def laid_out(answers: Sequence[Answer], device: torch.device) -> tuple[Batch, Tensor, Tensor]:
-    """Prompts and answers end to end, the rows that predict the answers' tokens, and these."""
+    """Prompts and answers end to end, the rows that predict the answers' tokens, and these.
+
+    A filler follows: a batch of yet another length would have every product compiled anew, which
+    takes as long as the product, and each compiled one keeps its memory.
+    """
     sequences = [[*answer.prompt, *answer.tokens[:-1]] for answer in answers]
     rows, at = [], 0
     for answer, sequence in zip(answers, sequences, strict=True):
         rows.append(torch.arange(at + len(answer.prompt) - 1, at + len(sequence)))
         at += len(sequence)
     labels = torch.tensor([token for answer in answers for token in answer.tokens])
+    if missing := -at % ROUND:
+        sequences.append([0] * missing)
     return Batch.from_sequences(sequences).to(device), torch.cat(rows).to(device), labels.to(device)
 
 
