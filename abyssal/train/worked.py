@@ -31,7 +31,7 @@ CHAINS = (
     },
 )  # fmt: skip
 TASKS = (SUMS, CHAINS)
-STEPS, AT_ONCE, UNTAGGED = 0.3, 0.4, 0.3  # the shares of the writers
+STEPS, AT_ONCE, UNTAGGED = 0.15, 0.55, 0.3  # the shares of the writers
 _EXPRESSION = re.compile(r"-?\d+(?: [-+] \d+)+")
 _DIGITS = re.compile(r"\d+")
 
