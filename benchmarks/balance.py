@@ -11,7 +11,7 @@ import argparse
 from pathlib import Path
 from statistics import mean
 
-from abyssal.train.history import Metrics, read_metrics
+from abyssal.train.metrics import Metrics, read_metrics
 from abyssal.train.training import Training
 
 GAMMAS = (0.0, 0.001, 0.003, 0.01)

@@ -20,7 +20,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from abyssal.train.history import Metrics, read_metrics
+from abyssal.train.metrics import Metrics, read_metrics
 
 Curve = tuple[np.ndarray, np.ndarray]  # minutes, shares
 ALL = "both tasks"

@@ -17,7 +17,7 @@ ROOT = Path(abyssal.__file__).parent
 
 FLOORS = [
     {"errors", "collector"},
-    {"config", "batch"},
+    {"config", "batch", "filling"},
     {"recipe"},
     {"plan", "tokenizer", "kernels", "checkpoint", "report"},
     {"data", "model"},
@@ -101,7 +101,7 @@ def test_the_ground_floors_and_the_command_line_import_no_torch():
     light = [
         file
         for file in FILES
-        if package_of(file) in {"errors", "collector", "config", "recipe", "plan", "cli"}
+        if package_of(file) in {"errors", "collector", "config", "filling", "recipe", "plan", "cli"}
     ]
     names = [f"abyssal.{'.'.join(file.with_suffix('').parts)}" for file in light]
     code = f"""

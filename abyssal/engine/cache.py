@@ -78,6 +78,13 @@ class PagedCache:
         self._native: tuple[Native, Extents] | None = None
         self._integers: Tensor | None = None
 
+    def beside(self, num_pages: int, *, fixed: bool) -> "PagedCache":
+        """An empty one of the same kind, for the model's own layers and no MTP module."""
+        layers, pool = self.config.num_hidden_layers, self.pool
+        return PagedCache(
+            self.config, num_pages, pool.dtype, pool.device, num_layers=layers, fixed=fixed
+        )
+
     @staticmethod
     def bytes_per_page(config: ModelConfig, num_layers: int, dtype: torch.dtype) -> int:
         """What one page takes in all layers."""

@@ -12,26 +12,25 @@ import time
 from collections.abc import Sequence
 from contextlib import nullcontext
 from functools import cached_property
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from abyssal.config import ModelConfig
 from abyssal.engine.answer import Answer
-from abyssal.engine.cache import PagedCache
-from abyssal.engine.memory import cache_budget
+from abyssal.engine.memory import CachePlace
 from abyssal.engine.native import NativeRunner, stack_of
 from abyssal.engine.options import EngineOptions as EngineOptions
 from abyssal.engine.options import Stats as Stats
-from abyssal.engine.pages import PAGE, PagePool
+from abyssal.engine.pages import PagePool
 from abyssal.engine.request import Delta, Grammar, Matcher, Request, TopLogprobs
-from abyssal.engine.runner import TILE, Reading, Runner, even_shares
-from abyssal.engine.sampler import Row, sample
+from abyssal.engine.runner import TILE, Runner, even_shares
+from abyssal.engine.sampler import Row
 from abyssal.engine.scheduler import Entry, Scheduler, Step
 from abyssal.engine.scoring import given
 from abyssal.engine.speculative import Drafter
-from abyssal.errors import AbyssalError, ConfigError
+from abyssal.engine.turn import Choice, Turn, draw
+from abyssal.errors import AbyssalError
 from abyssal.kernels import stack as native
 from abyssal.kernels.stack import Stack
 from abyssal.tokenizer.bpe import Tokenizer
@@ -41,23 +40,6 @@ if TYPE_CHECKING:  # wait until they are asked for
     from abyssal.model.transformer import DeepSeekV3
 
 logger = logging.getLogger(__name__)
-
-
-class Choice(NamedTuple):
-    """A token drawn, and what the model itself thought of it."""
-
-    token: int
-    logprob: float | None
-    top: TopLogprobs
-
-
-class _Turn(NamedTuple):
-    """What one request has in a pass."""
-
-    entry: Entry
-    answer: Answer
-    first: int  # its first row of the pass
-    rows: list[Row]  # draws to make: none while its prompt is being read
 
 
 class Engine:
@@ -79,7 +61,7 @@ class Engine:
         options.check(config)
         if not isinstance(model, Stack) and runs_natively(model.lm_head.weight.device):
             model = stack_of(model, config)
-        place = _CachePlace.of(model, options)
+        place = CachePlace.of(model, options)
         self._pool = PagePool(place.num_pages(options))
         self._scheduler = Scheduler(
             self._pool,
@@ -205,7 +187,7 @@ class Engine:
             for turn in turns
             for i in range(len(turn.rows))
         ]
-        hidden, logits = self._runner.read([_reading(turn.entry) for turn in turns], scored)
+        hidden, logits = self._runner.read([turn.reading for turn in turns], scored)
         for turn in turns:
             if turn.answer.request.params.prompt_logprobs is not None:
                 rows = hidden[turn.first : turn.first + turn.entry.count]
@@ -218,23 +200,23 @@ class Engine:
                 self._drafter.propose(pairs, [turn.first for turn in going], hidden, self._guess)
         return deltas
 
-    def _turns(self, entries: Sequence[Entry], deltas: list[Delta]) -> list[_Turn]:
+    def _turns(self, entries: Sequence[Entry], deltas: list[Delta]) -> list[Turn]:
         """What there is to draw behind each entry; who has no row to draw ends in `deltas`."""
-        turns: list[_Turn] = []
+        turns: list[Turn] = []
         first = 0
         for entry in entries:
             answer = self._answers[entry.live.request.id]
             try:
-                turns.append(_Turn(entry, answer, first, _rows(entry, answer)))
+                turns.append(Turn.of(entry, answer, first))
                 first += entry.count
             except Exception as problem:  # noqa: BLE001 - see the module's docstring
                 deltas.append(self._fail(answer, problem))
         return turns
 
-    def _draw_all(self, turns: list[_Turn], logits: Tensor) -> list[Delta]:
+    def _draw_all(self, turns: list[Turn], logits: Tensor) -> list[Delta]:
         """Draw from logits (S, W), a row for each draw due, and commit every turn."""
         rows = [row for turn in turns for row in turn.rows]
-        choices = self._draw(logits, rows) if rows else []
+        choices = draw(logits, rows, self.tokenizer.vocab_size) if rows else []
         deltas: list[Delta] = []
         for turn in turns:
             mine, choices = choices[: len(turn.rows)], choices[len(turn.rows) :]
@@ -244,7 +226,7 @@ class Engine:
                 deltas.append(self._fail(turn.answer, problem))
         return deltas
 
-    def _take(self, turn: _Turn, choices: list[Choice | Exception]) -> list[Delta]:
+    def _take(self, turn: Turn, choices: list[Choice | Exception]) -> list[Delta]:
         """The tokens of a turn that are certain: up to the first that its draft did not guess."""
         live, answer = turn.entry.live, turn.answer
         drafts = list(live.drafts)
@@ -273,20 +255,9 @@ class Engine:
             del self._answers[live.request.id]
         return deltas
 
-    def _draw(self, logits: Tensor, rows: Sequence[Row]) -> list[Choice | Exception]:
-        """What sample draws from logits (S, W); a row that fails has its error in its place."""
-        try:
-            drawn = sample(logits, rows, self.tokenizer.vocab_size)
-        except Exception as problem:  # noqa: BLE001 - see the module's docstring
-            if len(rows) == 1:
-                return [problem]
-            single = (self._draw(logits[i : i + 1], [row]) for i, row in enumerate(rows))
-            return [choice for (choice,) in single]
-        return [Choice(*one) for one in zip(*drawn, strict=True)]
-
     def _guess(self, logits: Tensor, rows: Sequence[Row]) -> list[int | None]:
         """A draft's tokens; None where a draw fails, which is told when the token is due."""
-        choices = self._draw(logits, rows)
+        choices = draw(logits, rows, self.tokenizer.vocab_size)
         return [None if isinstance(choice, Exception) else choice.token for choice in choices]
 
     def _score_prompt(self, answer: Answer, entry: Entry, hidden: Tensor) -> None:
@@ -315,56 +286,6 @@ class Engine:
         return Delta(request_id, None, finish_reason="error", error=error, is_bug=is_bug)
 
 
-def _reading(entry: Entry) -> Reading:
-    live = entry.live
-    tokens = live.tokens[entry.start : entry.start + entry.count]
-    return Reading(tokens + live.drafts[: entry.count - len(tokens)], live.pages, entry.start)
-
-
-def _rows(entry: Entry, answer: Answer) -> list[Row]:
-    """The draws due to a request in this pass."""
-    return answer.rows() if entry.is_last and answer.request.params.max_tokens else []
-
-
 def runs_natively(device: torch.device) -> bool:
     """Whether models on this device run in native passes."""
     return device.type == "cpu" and native.is_available()
-
-
-class _CachePlace(NamedTuple):
-    """Where a cache is and what it is made of."""
-
-    config: ModelConfig
-    dtype: torch.dtype
-    device: torch.device
-    num_layers: int  # those of the model, and the MTP module's where it drafts
-
-    @classmethod
-    def of(cls, model: "DeepSeekV3 | Stack", options: EngineOptions) -> "_CachePlace":
-        if isinstance(model, Stack):
-            dtype, device = model.embed_dtype, torch.device("cpu")
-        else:
-            dtype, device = model.embed_tokens.weight.dtype, model.lm_head.weight.device
-        if options.cache_dtype is not None:
-            dtype = {"bfloat16": torch.bfloat16, "int8": torch.int8}[options.cache_dtype]
-        num_layers = model.config.num_hidden_layers + bool(options.draft)
-        return cls(model.config, dtype, device, num_layers)
-
-    def cache(self, num_pages: int, *, fixed: bool) -> PagedCache:
-        """The cache itself."""
-        config, dtype, device, num_layers = self
-        return PagedCache(config, num_pages, dtype, device, num_layers=num_layers, fixed=fixed)
-
-    def num_pages(self, options: EngineOptions) -> int:
-        """Pages of the cache, the scratch page included: what the budget holds, or all of use."""
-        config = self.config
-        page_bytes = PagedCache.bytes_per_page(config, self.num_layers, self.dtype)
-        of_use = options.max_running * -(-(config.max_position_embeddings + options.draft) // PAGE)
-        if options.cache_bytes is None:
-            return 1 + max(min(cache_budget(self.device) // page_bytes, of_use), 1)
-        if options.cache_bytes < 2 * page_bytes:
-            raise ConfigError(
-                f"cache_bytes={options.cache_bytes}, expected at least {2 * page_bytes}, two pages "
-                f"of {PAGE} tokens; give the cache more memory"
-            )
-        return options.cache_bytes // page_bytes

@@ -17,11 +17,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from abyssal.engine.cache import PagedCache
 from abyssal.engine.engine import Engine
 from abyssal.engine.native import NativeRunner
 from abyssal.engine.pages import PAGE, pages_for
-from abyssal.engine.runner import TILE, Reading, Runner, even_shares
+from abyssal.engine.runner import Reading, Runner, even_shares
 from abyssal.engine.scoring import check
 
 BATCH_TOKENS = 2048  # read between two rounds of scores
@@ -124,19 +123,7 @@ class Scorer:
         return picked, best
 
     def _with_pages(self, count: int) -> Runner | NativeRunner:
-        pool = self._engine.cache.pool
-        config = self._engine.config
-        cache = PagedCache(
-            config,
-            count,
-            pool.dtype,
-            pool.device,
-            num_layers=config.num_hidden_layers,
-            fixed=True,
-        )
-        if isinstance(self._engine, NativeRunner):
-            return NativeRunner(self._engine.stack, cache, fixed=True)
-        return Runner(self._engine.model, cache, TILE)
+        return self._engine.beside(self._engine.cache.beside(count, fixed=True))
 
 
 class _Plan:

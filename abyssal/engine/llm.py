@@ -6,8 +6,6 @@ not on the requests beside it (up to rounding, in float32 far below what a draw 
 bit with `EngineOptions(deterministic=True)`).
 """
 
-import threading
-from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -21,6 +19,7 @@ from abyssal.engine.engine import Engine, EngineOptions, runs_natively
 from abyssal.engine.native import stack_of
 from abyssal.engine.prompts import Prompts
 from abyssal.engine.request import Completion, Delta, Request, SamplingChanges, SamplingParams
+from abyssal.engine.shared import SharedEngine
 from abyssal.errors import ConfigError, RequestError
 from abyssal.kernels.stack import Stack
 from abyssal.tokenizer.bpe import Tokenizer
@@ -77,10 +76,8 @@ class LLM:
             )
         options = options or EngineOptions()
         options.check(self.config)  # before a folder is packed
-        self._lock = threading.Lock()  # whoever holds it drives the engine
-        self._boxes: dict[int, deque[Delta]] = {}  # by request: where its call collects deltas
-        self._given_up: deque[int] = deque()  # requests nobody reads any more
         self.engine = Engine(self._packed() or self.model, self.tokenizer, options)
+        self._shared = SharedEngine(self.engine)
         self.prompts = Prompts(self.config, self.tokenizer, self.engine.compile)
 
     @property
@@ -187,7 +184,7 @@ class LLM:
         else:
             tokens = self.prompts.read(prompt)
         called = layout if tools else None
-        return self._deltas(self.prompts.requests([tokens], params, layout=called))
+        return self._shared.deltas(self.prompts.requests([tokens], params, layout=called))
 
     def complete(self, requests: list[Request]) -> list[Completion]:
         """The answers to requests that `prompts.requests` made, each with values of its own."""
@@ -204,14 +201,14 @@ class LLM:
         """
         if not self._is_live:
             raise ConfigError("an LLM of a folder has weights of its own; make one of a model")
-        with self._lock:
+        with self._shared.lock:
             if not self.engine.is_idle:
                 raise RequestError("answers are under way; refresh between them")
             self.engine.refresh(self.model)
 
     def score(self, token_lists: Sequence[Sequence[int]]) -> list[list[float]]:
         """Log-probability of each token given those before it: n - 1 numbers for n tokens."""
-        with self._lock:
+        with self._shared.lock:
             return scoring.logprobs(self.model, token_lists)
 
     def count_tokens(
@@ -224,7 +221,7 @@ class LLM:
 
     def _complete(self, requests: list[Request], progress: bool) -> list[Completion]:
         deltas: dict[int, list[Delta]] = {request.id: [] for request in requests}
-        for delta in self._told(requests) if progress else self._deltas(requests):
+        for delta in self._told(requests) if progress else self._shared.deltas(requests):
             deltas[delta.request_id].append(delta)
         return [Completion.from_deltas(request, deltas[request.id]) for request in requests]
 
@@ -235,42 +232,10 @@ class LLM:
 
         with Progress(console=Console(stderr=True), transient=True) as bar:
             task = bar.add_task("generating", total=len(requests))
-            for delta in self._deltas(requests):
+            for delta in self._shared.deltas(requests):
                 yield delta
                 if delta.finish_reason:
                     bar.advance(task)
-
-    def _deltas(self, requests: list[Request]) -> Iterator[Delta]:
-        """Run requests to their ends; who stops reading early gives them up."""
-        box: deque[Delta] = deque()
-        going = {request.id for request in requests}
-        try:
-            with self._lock:
-                for request in requests:
-                    self._boxes[request.id] = box
-                    self.engine.add(request)
-            while going:
-                with self._lock:
-                    while not box:  # another thread may have filled it meanwhile
-                        self._drive()
-                while box:
-                    delta = box.popleft()
-                    if delta.finish_reason:
-                        going.discard(delta.request_id)
-                        del self._boxes[delta.request_id]
-                    yield delta
-        finally:
-            # Perhaps the garbage collector is closing us in the middle of somebody's pass.
-            self._given_up.extend(going)
-
-    def _drive(self) -> None:
-        """One pass for everybody, each delta into its call's box."""
-        while self._given_up:
-            request_id = self._given_up.popleft()
-            self.engine.abort(request_id)
-            self._boxes.pop(request_id, None)
-        for delta in self.engine.step():
-            self._boxes[delta.request_id].append(delta)
 
 
 def _load(folder: str | Path, dtype: torch.dtype | None, device: torch.device) -> "DeepSeekV3":

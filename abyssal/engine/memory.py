@@ -1,12 +1,63 @@
-"""How much memory a cache may take where nobody says: half of what is free now."""
+"""Where a cache lies and how large it may be: where nobody says, half of what is free now."""
 
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
+from abyssal.config import ModelConfig
+from abyssal.engine.cache import PagedCache
+from abyssal.engine.options import EngineOptions
+from abyssal.engine.pages import PAGE
+from abyssal.errors import ConfigError
+from abyssal.kernels.stack import Stack
+
+if TYPE_CHECKING:  # waits until it is asked for
+    from abyssal.model.transformer import DeepSeekV3
+
 _SHARE = 0.5
 _CGROUP = Path("/sys/fs/cgroup")
+
+
+class CachePlace(NamedTuple):
+    """Where a cache is and what it is made of."""
+
+    config: ModelConfig
+    dtype: torch.dtype
+    device: torch.device
+    num_layers: int  # those of the model, and the MTP module's where it drafts
+
+    @classmethod
+    def of(cls, model: "DeepSeekV3 | Stack", options: EngineOptions) -> "CachePlace":
+        """As a model's weights and the options say."""
+        if isinstance(model, Stack):
+            dtype, device = model.embed_dtype, torch.device("cpu")
+        else:
+            dtype, device = model.embed_tokens.weight.dtype, model.lm_head.weight.device
+        if options.cache_dtype is not None:
+            dtype = {"bfloat16": torch.bfloat16, "int8": torch.int8}[options.cache_dtype]
+        num_layers = model.config.num_hidden_layers + bool(options.draft)
+        return cls(model.config, dtype, device, num_layers)
+
+    def cache(self, num_pages: int, *, fixed: bool) -> PagedCache:
+        """The cache itself."""
+        config, dtype, device, num_layers = self
+        return PagedCache(config, num_pages, dtype, device, num_layers=num_layers, fixed=fixed)
+
+    def num_pages(self, options: EngineOptions) -> int:
+        """Pages of the cache, the scratch page included: what the budget holds, or all of use."""
+        config = self.config
+        page_bytes = PagedCache.bytes_per_page(config, self.num_layers, self.dtype)
+        of_use = options.max_running * -(-(config.max_position_embeddings + options.draft) // PAGE)
+        if options.cache_bytes is None:
+            return 1 + max(min(cache_budget(self.device) // page_bytes, of_use), 1)
+        if options.cache_bytes < 2 * page_bytes:
+            raise ConfigError(
+                f"cache_bytes={options.cache_bytes}, expected at least {2 * page_bytes}, two pages "
+                f"of {PAGE} tokens; give the cache more memory"
+            )
+        return options.cache_bytes // page_bytes
 
 
 def free_bytes(device: torch.device) -> int:

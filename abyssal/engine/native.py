@@ -46,8 +46,8 @@ class NativeRunner:
         self.expert_load = torch.zeros(num_moe, config.n_routed_experts, dtype=torch.int64)
 
     def beside(self, cache: PagedCache) -> "NativeRunner":
-        """The same model over another cache."""
-        return NativeRunner(self.stack, cache, fixed=self.fixed)
+        """The same model over another cache; `cache.fixed` says how it is read."""
+        return NativeRunner(self.stack, cache, fixed=cache.fixed)
 
     def refresh(self, model: "DeepSeekV3") -> None:
         """Take over the weights of a model like the one that was packed."""

@@ -11,7 +11,6 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from abyssal.engine.cache import PagedCache
 from abyssal.engine.native import NativeRunner
 from abyssal.engine.pages import pages_for
 from abyssal.engine.runner import Reading, Runner
@@ -21,16 +20,7 @@ from abyssal.engine.runner import Reading, Runner
 def routes(runner: Runner | NativeRunner, tokens: Sequence[int]) -> Tensor:
     """The experts of each token, (T, M, E) bool."""
     pages = list(range(1, pages_for(len(tokens)) + 1))
-    pool, config = runner.cache.pool, runner.cache.config
-    cache = PagedCache(
-        config,
-        len(pages) + 1,
-        pool.dtype,
-        pool.device,
-        num_layers=config.num_hidden_layers,
-        fixed=runner.cache.fixed,
-    )
-    own = runner.beside(cache)
+    own = runner.beside(runner.cache.beside(len(pages) + 1, fixed=runner.cache.fixed))
     met = torch.zeros(len(tokens), *own.expert_load.shape, dtype=torch.bool)
     for place, token in enumerate(tokens):
         own.expert_load.zero_()

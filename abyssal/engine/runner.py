@@ -55,8 +55,8 @@ class Runner:
         self.expert_load = torch.zeros(num_moe, config.n_routed_experts, dtype=torch.int64)
 
     def beside(self, cache: PagedCache) -> "Runner":
-        """The same model over another cache."""
-        return Runner(self.model, cache, self.tile)
+        """The same model over another cache; `cache.fixed` says how it is read."""
+        return Runner(self.model, cache, TILE if cache.fixed else None)
 
     def refresh(self, model: "DeepSeekV3") -> None:
         """Take over the weights of a model; of the one that runs here, they are here already."""

@@ -3,7 +3,7 @@
 //     D hidden    H heads    N nope    R rope    V value    C latent    Q query rank (0: none)
 //     E experts   K chosen   F expert width      T tokens of the pass    W = C + R
 //
-// kernels/stack.py mirrors these structures field by field.
+// kernels/stack_structures.py mirrors these structures field by field.
 #pragma once
 
 #include <algorithm>

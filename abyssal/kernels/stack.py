@@ -20,70 +20,11 @@ from torch import Tensor
 from abyssal.config import ModelConfig
 from abyssal.kernels.linear import Kind, MatStruct
 from abyssal.kernels.registry import Native, native
+from abyssal.kernels.stack_structures import Ahead, Feed, Given, Layer, Model, Pool
 
 Array = np.ndarray
 
 LATENT_NORM_EPS = 1e-6  # of the two latent norms, as released
-
-_I, _D, _P = ctypes.c_int64, ctypes.c_double, ctypes.c_void_p
-
-
-class _Feed(ctypes.Structure):
-    _fields_ = [("gate", MatStruct), ("up", MatStruct), ("down", MatStruct)]
-
-
-class _Layer(ctypes.Structure):
-    _fields_ = [
-        *((name, _P) for name in ("input_norm", "post_norm", "q_norm", "kv_norm")),
-        *((name, MatStruct) for name in ("q_a", "q_b", "kv_a")),
-        *((name, _P) for name in ("absorb", "keys", "values")),
-        ("o", MatStruct),
-        ("dense", _Feed),
-        ("router", MatStruct),
-        ("bias", _P),
-        ("experts", _P),
-    ]
-
-
-class _Ahead(ctypes.Structure):
-    _fields_ = [
-        *((name, _P) for name in ("embed_norm", "hidden_norm", "norm")),
-        ("join", MatStruct),
-        ("layer", _Layer),
-    ]
-
-
-class _Model(ctypes.Structure):
-    _fields_ = [
-        *((name, _I) for name in ("hidden", "heads", "nope", "rope", "value", "latent", "query")),
-        *((name, _I) for name in ("vocab", "experts", "chosen", "groups", "kept_groups")),
-        ("normalize", _I),
-        *((name, _D) for name in ("eps", "latent_eps", "route_scale", "softmax_scale")),
-        ("embed_kind", _I),
-        *((name, _P) for name in ("embed", "cosine", "sine")),
-        ("layers", _I),
-        *((name, _P) for name in ("layer", "norm")),
-        ("head", MatStruct),
-        ("ahead", _P),
-    ]
-
-
-class _Pool(ctypes.Structure):
-    _fields_ = [
-        ("base", _P),
-        *((name, _I) for name in ("layer_stride", "page_stride", "kind", "C", "R")),
-    ]
-
-
-class _Given(ctypes.Structure):
-    _fields_ = [
-        *((name, _I) for name in ("tokens", "sequences", "threads", "absorbed")),
-        *((name, _P) for name in ("token", "count", "start", "pages")),
-        ("pool", _Pool),
-        *((name, _P) for name in ("before", "hidden", "met")),
-        ("scored", _I),
-        *((name, _P) for name in ("scored_row", "scores")),
-    ]
 
 
 class Layers(NamedTuple):
@@ -119,7 +60,7 @@ class Stack:
         self._run, self._head = _wanted("stack_run"), _wanted("stack_head")
         self._free = _wanted("stack_free")
         self._model = self._describe(softmax_scale)
-        self._described: tuple[Tensor, _Pool] | None = None  # the pool of the latest pass
+        self._described: tuple[Tensor, Pool] | None = None  # the pool of the latest pass
         self._cos = self._sin = np.empty((0, config.qk_rope_head_dim // 2), np.float32)
         self.work = _wanted("stack_new")()
 
@@ -168,7 +109,7 @@ class Stack:
             places.append(address)
             address += 4 * len(column)
         rows = places.pop()
-        given = _Given(
+        given = Given(
             T,
             S,
             torch.get_num_threads(),
@@ -197,29 +138,29 @@ class Stack:
         width = self.config.vocab_size
         return logits if width == self._width else logits[:, :width]
 
-    def _pool(self, pool: Tensor) -> _Pool:
+    def _pool(self, pool: Tensor) -> Pool:
         if self._described is None or self._described[0] is not pool:
             kind = {torch.float32: 0, torch.bfloat16: 1}.get(pool.dtype, 2)
             strides = [stride * pool.element_size() for stride in pool.stride()[:2]]
             C, R = self.config.kv_lora_rank, self.config.qk_rope_head_dim
-            self._described = pool, _Pool(pool.data_ptr(), *strides, kind, C, R)
+            self._described = pool, Pool(pool.data_ptr(), *strides, kind, C, R)
         return self._described[1]
 
     # What stack.h is told
 
-    def _describe(self, softmax_scale: float) -> _Model:
+    def _describe(self, softmax_scale: float) -> Model:
         config, L = self.config, self.config.num_hidden_layers
-        layers = (_Layer * L)(*(self._layer(i) for i in range(L)))
+        layers = (Layer * L)(*(self._layer(i) for i in range(L)))
         ahead = None
         if f"model.layers.{L}.eh_proj" in self.weights.matrices:
-            ahead = _Ahead(
+            ahead = Ahead(
                 *(self._vector(f"model.layers.{L}.{name}.weight") for name in ("enorm", "hnorm")),
                 self._vector(f"model.layers.{L}.shared_head.norm.weight"),
                 self._one(f"model.layers.{L}.eh_proj"),
                 self._layer(L),
             )
         self._kept += [layers, ahead]
-        return _Model(
+        return Model(
             config.hidden_size,
             config.num_attention_heads,
             config.qk_nope_head_dim,
@@ -248,14 +189,14 @@ class Stack:
             ctypes.addressof(ahead) if ahead else None,
         )
 
-    def _layer(self, number: int) -> _Layer:
+    def _layer(self, number: int) -> Layer:
         stem, config = f"model.layers.{number}.", self.config
         attn, mlp = f"{stem}self_attn.", f"{stem}mlp."
         low = config.q_lora_rank is not None
         routed = config.is_moe(number)
         dense = f"{mlp}shared_experts." if routed else mlp
         has_dense = not routed or config.n_shared_experts > 0
-        return _Layer(
+        return Layer(
             self._vector(f"{stem}input_layernorm.weight"),
             self._vector(f"{stem}post_attention_layernorm.weight"),
             self._vector(f"{attn}q_a_layernorm.weight") if low else None,
@@ -265,7 +206,7 @@ class Stack:
             self._one(f"{attn}kv_a_proj_with_mqa"),
             *(self._many(f"{attn}kv_b_proj.{part}") for part in ("absorb", "keys", "values")),
             self._one(f"{attn}o_proj"),
-            self._feeds(dense)[0] if has_dense else _Feed(),
+            self._feeds(dense)[0] if has_dense else Feed(),
             self._one(f"{mlp}gate") if routed else MatStruct(),
             self._vector(f"{mlp}gate.e_score_correction_bias") if routed else None,
             ctypes.addressof(self._feeds(f"{mlp}experts.")) if routed else None,
@@ -281,11 +222,11 @@ class Stack:
         self._kept.append(array)
         return ctypes.addressof(array)
 
-    def _feeds(self, stem: str) -> "ctypes.Array[_Feed]":
+    def _feeds(self, stem: str) -> "ctypes.Array[Feed]":
         matrices = self.weights.matrices
         parts = (matrices[f"{stem}{name}_proj"] for name in ("gate", "up", "down"))
-        feeds = [_Feed(*three) for three in zip(*parts, strict=True)]
-        array = (_Feed * len(feeds))(*feeds)
+        feeds = [Feed(*three) for three in zip(*parts, strict=True)]
+        array = (Feed * len(feeds))(*feeds)
         self._kept.append(array)
         return array
 
@@ -296,14 +237,6 @@ class Stack:
 def is_available() -> bool:
     """Whether passes can run natively here."""
     return native("stack_run") is not None
-
-
-def check_layout() -> None:
-    """Assert that the structures here are those of stack.h."""
-    sizes = (ctypes.c_int64 * 5)()
-    _wanted("stack_sizes")(ctypes.addressof(sizes))
-    mine = [ctypes.sizeof(kind) for kind in (_Model, _Layer, _Ahead, _Given, MatStruct)]
-    assert list(sizes) == mine, (list(sizes), mine)
 
 
 def _wanted(name: str) -> Native:

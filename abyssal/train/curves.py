@@ -6,7 +6,8 @@ from dataclasses import replace
 
 from abyssal.report.notation import escape, number, percent, plain, two_decimals
 from abyssal.report.plots import Chart, Level, Line, Mark, smooth
-from abyssal.train.history import Drift, Metrics, Step
+from abyssal.train.history import Drift, Step
+from abyssal.train.metrics import Metrics
 
 
 def learning(metrics: Metrics, anchor: str) -> str:

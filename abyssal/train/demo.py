@@ -21,7 +21,7 @@ from abyssal.errors import DataError
 from abyssal.tokenizer.bpe import Tokenizer
 from abyssal.tokenizer.chat import Message
 from abyssal.train import worked
-from abyssal.train.history import read_metrics
+from abyssal.train.metrics import read_metrics
 from abyssal.train.reinforcement import Reinforcement
 from abyssal.train.report import write_report
 from abyssal.train.training import Training, begin

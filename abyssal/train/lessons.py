@@ -21,7 +21,6 @@ from abyssal.train.optim import Optimizer
 from abyssal.train.reinforce import GRPO
 from abyssal.train.rollouts import Answer, Gap, gap
 
-
 ROUND = 1024  # tokens that a batch is a multiple of
 
 

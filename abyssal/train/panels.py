@@ -13,7 +13,7 @@ from abyssal.report.notation import (
 )
 from abyssal.train import curves, reinforce_panel
 from abyssal.train.heatmap import heat_maps, legend
-from abyssal.train.history import Metrics
+from abyssal.train.metrics import Metrics
 
 STAGES = {"pretrain": "Pre-training", "sft": "Supervised fine-tuning",
           "dpo": "Preference tuning", "reward": "Reward model",

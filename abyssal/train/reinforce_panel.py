@@ -6,7 +6,8 @@ from dataclasses import replace
 from abyssal.evals.intervals import wilson
 from abyssal.report.notation import escape, percent, plain, two_decimals
 from abyssal.report.plots import Chart, Line, Mark, smooth
-from abyssal.train.history import Metrics, Reinforce
+from abyssal.train.history import Reinforce
+from abyssal.train.metrics import Metrics
 
 Value = Callable[[Reinforce], float | None]
 

@@ -6,36 +6,35 @@ it, so a resumed run takes the steps that the uninterrupted one would have taken
 
 import copy
 import logging
-import resource
 import time
 from collections.abc import Iterator
-from pathlib import Path
 
 import numpy as np
 from torch import Tensor
 
 from abyssal.checkpoint import state
+from abyssal.checkpoint.state import State
 from abyssal.errors import ConfigError
 from abyssal.model.transformer import DeepSeekV3
 from abyssal.tokenizer.bpe import Tokenizer
 from abyssal.train import balance, history, reinforce_rows
 from abyssal.train.exercises import Draw, Exercises
-from abyssal.train.guard import Guard, Verdict
+from abyssal.train.guard import Verdict
 from abyssal.train.journal import Journal
 from abyssal.train.lessons import Learned, Learner, Lesson, lessons_of, together
 from abyssal.train.machine import Machine
-from abyssal.train.optim import Optimizer
+from abyssal.train.progress import REWINDS, Progress
 from abyssal.train.reinforce import GRPO
 from abyssal.train.rewards import Model
 from abyssal.train.rollouts import Rollouts, routing_disagreement
 from abyssal.train.schedule import value_at
 from abyssal.train.stopping import Stopping
-from abyssal.train.trainer import LOAD_EVERY, REWINDS, working_copy
+from abyssal.train.trainer import working_copy
 
 logger = logging.getLogger(__name__)
 
 
-class Reinforcer:
+class Reinforcer(Progress):
     """A policy on its way: call `steps()` and watch, or drain it."""
 
     def __init__(
@@ -46,22 +45,12 @@ class Reinforcer:
         machine: Machine,
         judge: Model | None = None,
     ):
-        self.run, self.tokenizer, self.machine = run, tokenizer, machine
-        self.model = working_copy(model, machine)
+        super().__init__(run, working_copy(model, machine), machine)
+        self.run, self.tokenizer = run, tokenizer
         self.reference = self._frozen() if run.objective.kl else None
-        self.optimizer = Optimizer(self.model, run.optim)
         self.learner = Learner(run, self.model, self.reference, machine)
-        self.guard = Guard(run.guard)
         self.rollouts = Rollouts(self.model, tokenizer, running=run.running, draft=run.draft)
         self.exercises = Exercises(run, self.rollouts, judge)
-        self.step, self.tokens, self.elapsed_s = 0, 0, 0.0
-        self.rewinds = 0  # since the last saved state
-        self.stopped_by: int | None = None  # the signal that ended `steps()` early
-
-    @property
-    def root(self) -> Path:
-        """Where states are saved while the run lasts."""
-        return self.run.out / "trainer"
 
     @property
     def is_finished(self) -> bool:
@@ -169,9 +158,8 @@ class Reinforcer:
                 f"optim.lr={self.run.optim.lr:g} or raise objective.kl={self.run.objective.kl:g}"
             )
         place = self.exercises.state()  # questions go on: the same draws would fail again
-        self._restore(saved)
+        self.restore(saved)
         self.exercises.restore(place)
-        self.rollouts.refresh()
         journal.write(history.Event(step=saved.step, what="rewind", detail=detail))
 
     # What is written down
@@ -200,10 +188,7 @@ class Reinforcer:
                 elapsed_s=self.elapsed_s,
             )
         )
-        if self.step % LOAD_EVERY == 0 and len(load):
-            shares = (load / load.sum(-1, keepdim=True)).tolist()
-            rows = tuple(tuple(round(x, 5) for x in row) for row in shares)
-            journal.write(history.Load(step=self.step, tokens=self.tokens, load=rows))
+        self.write_load(load, journal)
 
     def examine(self, journal: Journal) -> None:
         """Put the questions that are held out."""
@@ -217,62 +202,27 @@ class Reinforcer:
         """Publish the model folder, and write down the end."""
         self.model.save(self.run.out)
         self.tokenizer.save(self.run.out)
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-        journal.write(
-            history.End(
-                step=self.step, tokens=self.tokens, elapsed_s=self.elapsed_s, peak_rss_bytes=peak
-            )
-        )
+        self.write_end(journal)
 
-    def save(self) -> None:
-        """Publish everything the next step depends on."""
-        tensors = self.optimizer.state()
-        biases = enumerate(self.model.gates())
-        tensors |= {f"bias.{i}": gate.e_score_correction_bias for i, gate in biases}
+    def state(self) -> State:
+        """Everything the next step depends on: also the reference, and which questions come."""
+        step, tensors, values = super().state()
         if self.reference is not None:
             whole = self.reference.state_dict()
             tensors |= {f"reference.{name}": tensor for name, tensor in whole.items()}
-        values = {
-            "optimizer_steps": self.optimizer.steps,
-            "tokens": self.tokens,
-            "elapsed_s": self.elapsed_s,
-            "dtype": str(self.machine.dtype),
-            "exercises": self.exercises.state(),
-            "guard": self.guard.state(),
-        }
-        state.save(self.root, self.step, tensors, values, self.run.keep)
-        self.rewinds = 0
+        return State(step, tensors, values | {"exercises": self.exercises.state()})
 
-    def resume(self) -> bool:
-        """Go on from the newest saved state, if there is one."""
-        saved = state.latest(self.root)
-        if saved is None:
-            return False
-        self._restore(saved)
-        self.rollouts.refresh()
-        return True
-
-    def _restore(self, saved: state.State) -> None:
-        values = saved.values
-        if values["dtype"] != str(self.machine.dtype):
-            raise ConfigError(
-                f"{self.root} was trained in {values['dtype']}, this machine would go on in "
-                f"{self.machine.dtype}; set precision to what it was"
-            )
-        self.step, self.tokens = saved.step, int(str(values["tokens"]))
-        self.elapsed_s = float(str(values["elapsed_s"]))
-        self.optimizer.restore(saved.tensors, int(str(values["optimizer_steps"])))
-        for i, gate in enumerate(self.model.gates()):
-            gate.e_score_correction_bias.copy_(saved.tensors[f"bias.{i}"])
+    def restore(self, saved: State) -> None:
+        """Take back what `state` gave; the engine follows."""
+        super().restore(saved)
         if self.reference is not None:
             stem = "reference."
             whole = {n.removeprefix(stem): t for n, t in saved.tensors.items() if stem in n}
             self.reference.load_state_dict(whole)
-        guard, exercises = values["guard"], values["exercises"]
-        assert isinstance(guard, dict)
+        exercises = saved.values["exercises"]
         assert isinstance(exercises, dict)
-        self.guard.restore(guard)
         self.exercises.restore(exercises)
+        self.rollouts.refresh()
 
     def _frozen(self) -> DeepSeekV3:
         return copy.deepcopy(self.model).requires_grad_(False)

@@ -14,8 +14,8 @@ from abyssal.report import page
 from abyssal.report.notation import duration, escape, number
 from abyssal.report.page import Section, figures
 from abyssal.train import curves, panels, reinforce_panel
-from abyssal.train.history import Metrics
-from abyssal.train.history import read_metrics as read_metrics
+from abyssal.train.metrics import Metrics
+from abyssal.train.metrics import read_metrics as read_metrics
 from abyssal.train.reproduction import recipe_table, reproduce
 from abyssal.train.samples import samples
 

@@ -6,7 +6,7 @@ import shlex
 from collections.abc import Iterator, Mapping
 
 from abyssal.report.notation import escape
-from abyssal.train.history import Metrics
+from abyssal.train.metrics import Metrics
 
 
 def recipe_table(metrics: Metrics) -> str:

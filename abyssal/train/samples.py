@@ -3,7 +3,8 @@
 from collections.abc import Sequence
 
 from abyssal.report.notation import escape, number
-from abyssal.train.history import Metrics, Sample
+from abyssal.train.history import Sample
+from abyssal.train.metrics import Metrics
 
 
 def samples(metrics: Metrics) -> str:

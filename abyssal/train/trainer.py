@@ -9,28 +9,27 @@ would have taken, bit for bit.
 """
 
 import logging
-import resource
 import time
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 from abyssal.checkpoint import state
+from abyssal.checkpoint.state import State
 from abyssal.errors import ConfigError
 from abyssal.model.transformer import DeepSeekV3
 from abyssal.plan.count import count
 from abyssal.train import balance, history
 from abyssal.train.drift import drift
-from abyssal.train.guard import Guard, Verdict
+from abyssal.train.guard import Verdict
 from abyssal.train.journal import Journal
 from abyssal.train.loss import Losses
 from abyssal.train.machine import Machine, keep_memory
 from abyssal.train.objective import Objective, Piece
-from abyssal.train.optim import Optimizer
+from abyssal.train.progress import REWINDS, Progress
 from abyssal.train.run import Run, Tuning
 from abyssal.train.schedule import value_at
 from abyssal.train.stopping import Stopping
@@ -38,37 +37,24 @@ from abyssal.train.stopping import Stopping
 logger = logging.getLogger(__name__)
 
 _EXACT = ("gate.weight", "score.weight")  # of the router, of a reward model
-LOAD_EVERY = 20  # steps between two rows of expert load
 REPLAN_EVERY = 10  # steps between two looks at the clock, where `minutes` is a ceiling
 WARM = 20  # steps before the speed is looked at
-REWINDS = 3  # to one saved state, before the run gives up
 
 
-class Trainer:
+class Trainer(Progress):
     """A model on its way: call `steps()` and watch, or drain it."""
 
     def __init__(self, run: Run, objective: Objective, machine: Machine):
         """The objective's model is the working copy (`working_copy`)."""
-        self.run, self.objective, self.machine = run, objective, machine
-        self.model = model = objective.model
-        self.optimizer = Optimizer(model, run.optim)
-        self.guard = Guard(run.guard)
-        self.step, self.tokens, self.elapsed_s = 0, 0, 0.0
-        self.rewinds = 0  # since the last saved state
-        self.warm: tuple[int, float] | None = (
-            None  # tokens and seconds when the first steps were done
-        )
+        super().__init__(run, objective.model, machine)
+        self.run, self.objective = run, objective
+        # Tokens and seconds when the first steps were done.
+        self.warm: tuple[int, float] | None = None
         # What schedules are keyed to; `minutes` may lower it.
         self.planned_tokens = min(run.tokens, objective.tokens)
-        self.stopped_by: int | None = None  # the signal that ended `steps()` early
-        self.flops_per_token = count(model.config).flops_per_token_training(
+        self.flops_per_token = count(self.model.config).flops_per_token_training(
             run.batch.seq_len, mtp=objective.mtp
         )
-
-    @property
-    def root(self) -> Path:
-        """Where states are saved while the run lasts."""
-        return self.run.out / "trainer"
 
     @property
     def is_finished(self) -> bool:
@@ -84,10 +70,7 @@ class Trainer:
                 if report is None:
                     continue
                 journal.write(report)
-                if self.step % LOAD_EVERY == 0 and len(load):
-                    shares = (load / load.sum(-1, keepdim=True)).tolist()
-                    rows = tuple(tuple(round(x, 5) for x in row) for row in shares)
-                    journal.write(history.Load(step=self.step, tokens=self.tokens, load=rows))
+                self.write_load(load, journal)
                 if self.step % self.run.eval_every == 0 or self.is_finished:
                     self.evaluate(journal)
                 if self.step % self.run.save_every == 0 and not self.is_finished:
@@ -189,7 +172,7 @@ class Trainer:
                 + f"; lower optim.lr={self.run.optim.lr:g} or raise optim.warmup_steps"
             )
         place = self.objective.place()  # the data goes on: the same batches would fail again
-        self._restore(saved)
+        self.restore(saved)
         self.objective.go_to(place)
         journal.write(history.Event(step=saved.step, what="rewind", detail=detail))
 
@@ -234,64 +217,27 @@ class Trainer:
             found = drift(before, self.model, probe, self.step)
             if found is not None:
                 journal.write(found)
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-        journal.write(
-            history.End(
-                step=self.step, tokens=self.tokens, elapsed_s=self.elapsed_s, peak_rss_bytes=peak
-            )
-        )
+        self.write_end(journal)
 
-    def save(self) -> None:
-        """Publish everything the next step depends on."""
-        tensors = self.optimizer.state()
-        tensors |= {
-            f"bias.{i}": g.e_score_correction_bias for i, g in enumerate(self.model.gates())
-        }
-        tensors |= self.objective.tensors()
-        values = {
-            "step": self.step,
-            "optimizer_steps": self.optimizer.steps,
-            "tokens": self.tokens,
+    def state(self) -> State:
+        """Everything the next step depends on: also the plan, and the place in the data."""
+        step, tensors, values = super().state()
+        values |= {
             "planned_tokens": self.planned_tokens,
-            "elapsed_s": self.elapsed_s,
             "warm": self.warm,
-            "dtype": str(self.machine.dtype),
             "data": self.objective.place(),
-            "guard": self.guard.state(),
         }
-        state.save(self.root, self.step, tensors, values, self.run.keep)
-        self.rewinds = 0
+        return State(step, tensors | self.objective.tensors(), values)
 
-    def resume(self) -> bool:
-        """Go on from the newest saved state, if there is one."""
-        saved = state.latest(self.root)
-        if saved is None:
-            return False
-        self._restore(saved)
-        place = saved.values["data"]
+    def restore(self, saved: State) -> None:
+        """Take back what `state` gave."""
+        super().restore(saved)
+        warm, place = saved.values["warm"], saved.values["data"]
+        self.planned_tokens = float(str(saved.values["planned_tokens"]))
+        self.warm = (int(warm[0]), float(warm[1])) if isinstance(warm, list) else None
+        self.objective.restore(saved.tensors)
         assert isinstance(place, dict)
         self.objective.go_to(place)
-        return True
-
-    def _restore(self, saved: state.State) -> None:
-        values = saved.values
-        if values["dtype"] != str(self.machine.dtype):
-            raise ConfigError(
-                f"{self.root} was trained in {values['dtype']}, this machine would go on in "
-                f"{self.machine.dtype}; set precision to what it was"
-            )
-        self.step, self.tokens = saved.step, int(str(values["tokens"]))
-        self.planned_tokens = float(str(values["planned_tokens"]))
-        self.elapsed_s = float(str(values["elapsed_s"]))
-        warm = values["warm"]
-        self.warm = (int(warm[0]), float(warm[1])) if isinstance(warm, list) else None
-        self.optimizer.restore(saved.tensors, int(str(values["optimizer_steps"])))
-        for i, gate in enumerate(self.model.gates()):
-            gate.e_score_correction_bias.copy_(saved.tensors[f"bias.{i}"])
-        self.objective.restore(saved.tensors)
-        guard = values["guard"]
-        assert isinstance(guard, dict)
-        self.guard.restore(guard)
 
 
 Model = TypeVar("Model", bound=DeepSeekV3)

@@ -13,7 +13,7 @@ from abyssal.engine.cache import PagedCache
 from abyssal.engine.native import NativeRunner, stack_of
 from abyssal.engine.pages import PAGE
 from abyssal.engine.runner import Reading, Runner
-from abyssal.kernels import stack
+from abyssal.kernels import stack, stack_structures
 from abyssal.model.transformer import DeepSeekV3
 
 CPU = torch.device("cpu")
@@ -93,7 +93,7 @@ def relative(got: Tensor, expected: Tensor) -> float:
 
 
 def test_structures_are_those_of_the_header() -> None:
-    stack.check_layout()
+    stack_structures.check_layout()
 
 
 @pytest.mark.parametrize("name", VARIANTS)

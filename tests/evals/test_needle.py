@@ -5,16 +5,12 @@ import re
 from dataclasses import replace
 
 import pytest
-import torch
 
-from abyssal.config import ModelConfig
 from abyssal.engine.llm import LLM
 from abyssal.engine.options import EngineOptions
 from abyssal.errors import DataError, RequestError
 from abyssal.evals import needle
 from abyssal.evals.needle import KEYS, Search, figure, search, table
-from abyssal.model.transformer import DeepSeekV3
-from abyssal.tokenizer.bpe import Tokenizer
 from tests.report.page import Page
 
 WORDS = ["there is a pass key hidden in this text. find it and remember it. what is the pass "
@@ -23,18 +19,8 @@ SMALL = Search(lengths=(512, 300), depths=(0.0, 0.5, 1.0), trials=1)
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    path = tmp_path_factory.mktemp("long")
-    config = ModelConfig(
-        vocab_size=400, hidden_size=16, num_hidden_layers=2, first_k_dense_replace=1,
-        intermediate_size=24, num_nextn_predict_layers=0, num_attention_heads=2, q_lora_rank=None,
-        kv_lora_rank=8, qk_rope_head_dim=4, qk_nope_head_dim=4, v_head_dim=4,
-        moe_intermediate_size=8, n_routed_experts=4, num_experts_per_tok=2, n_group=1,
-        topk_group=1, max_position_embeddings=512, initializer_range=0.2,
-    )  # fmt: skip
-    DeepSeekV3(config).initialize(torch.Generator().manual_seed(1)).save(path)
-    Tokenizer.train(WORDS * 8, 400).save(path)
-    return path
+def folder(make_folder):
+    return make_folder(WORDS * 8, 400, max_position_embeddings=512)
 
 
 @pytest.fixture(scope="module")

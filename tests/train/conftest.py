@@ -19,7 +19,7 @@ from abyssal.model.transformer import DeepSeekV3
 from abyssal.tokenizer.bpe import Tokenizer
 from abyssal.tokenizer.chat import Message
 from abyssal.train import history
-from abyssal.train.history import read_metrics
+from abyssal.train.metrics import Metrics, read_metrics
 from abyssal.train.training import Training
 
 RECIPE = """
@@ -151,7 +151,7 @@ class Finished(NamedTuple):
 
     folder: Path
     weights: dict[str, bytes]  # by internal name, as bytes
-    metrics: history.Metrics
+    metrics: Metrics
 
     @property
     def figures(self) -> list[history.Step]:

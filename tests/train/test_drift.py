@@ -5,7 +5,7 @@ import torch
 
 from abyssal.model.transformer import DeepSeekV3
 from abyssal.train.drift import drift
-from abyssal.train.history import read_metrics
+from abyssal.train.metrics import read_metrics
 from abyssal.train.objective import Probe
 from abyssal.train.report import write_report
 

@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from abyssal.train import history
-from abyssal.train.history import NAME, read_metrics
+from abyssal.train.history import NAME
 from abyssal.train.journal import Journal
+from abyssal.train.metrics import read_metrics
 
 START = history.Start(stage="pretrain", recipe={"seed": 1}, machine="a machine")
 

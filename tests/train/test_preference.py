@@ -16,8 +16,8 @@ from abyssal.errors import ConfigError, DataError
 from abyssal.model.transformer import DeepSeekV3
 from abyssal.train import loss, preference
 from abyssal.train.comparisons import Example, lay_out
-from abyssal.train.history import read_metrics
 from abyssal.train.loss import token_logprobs
+from abyssal.train.metrics import read_metrics
 from abyssal.train.preference import answer_logprobs, dpo, figures, ipo
 
 LN2 = math.log(2)

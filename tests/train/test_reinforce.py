@@ -23,9 +23,9 @@ from abyssal.evals.puzzles import prompt_of
 from abyssal.model.transformer import DeepSeekV3
 from abyssal.tokenizer.bpe import Tokenizer
 from abyssal.train import worked
-from abyssal.train.history import read_metrics
 from abyssal.train.lessons import Learner, Lesson, micro_batches
 from abyssal.train.machine import measure
+from abyssal.train.metrics import read_metrics
 from abyssal.train.reinforcement import MOST_BARS, Reinforcement, _histogram
 from abyssal.train.reinforcer import Reinforcer
 from abyssal.train.training import begin, train

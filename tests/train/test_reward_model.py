@@ -14,7 +14,7 @@ from abyssal.errors import CheckpointError, ConfigError, RequestError
 from abyssal.model.transformer import DeepSeekV3
 from abyssal.tokenizer.chat import Message
 from abyssal.train import reward_model
-from abyssal.train.history import read_metrics
+from abyssal.train.metrics import read_metrics
 from abyssal.train.reward_model import Judge, RewardModel, pairwise, pointwise
 
 LN2 = math.log(2)

@@ -9,8 +9,8 @@ from abyssal.batch import IGNORE
 from abyssal.data.shards import Shards
 from abyssal.model.transformer import DeepSeekV3
 from abyssal.train import history
-from abyssal.train.history import read_metrics
 from abyssal.train.loss import cross_entropy
+from abyssal.train.metrics import read_metrics
 from abyssal.train.text import TextObjective
 
 

@@ -13,8 +13,8 @@ from abyssal.model.transformer import DeepSeekV3
 from abyssal.tokenizer.bpe import Tokenizer
 from abyssal.train import folder as place
 from abyssal.train import training as module
-from abyssal.train.history import read_metrics
 from abyssal.train.machine import measure
+from abyssal.train.metrics import read_metrics
 from abyssal.train.training import Training, train
 
 STEP = 64  # tokens of a step of the toy recipe

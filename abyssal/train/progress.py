@@ -1,0 +1,123 @@
+"""How far a run has come: what every loop counts, saves and goes on from.
+
+    OUT/trainer/step-*    masters, moments, gate biases; counters, the guard's memory
+
+A loop adds what is its own to `state` and takes it back in `restore`. A resumed run takes the steps
+that the uninterrupted one would have taken, bit for bit.
+"""
+
+import resource
+from pathlib import Path
+from typing import Protocol
+
+from torch import Tensor
+
+from abyssal.checkpoint import state
+from abyssal.checkpoint.state import State
+from abyssal.errors import ConfigError
+from abyssal.model.transformer import DeepSeekV3
+from abyssal.train import history
+from abyssal.train.guard import Guard, GuardRules
+from abyssal.train.journal import Journal
+from abyssal.train.machine import Machine
+from abyssal.train.optim import Optim, Optimizer
+
+LOAD_EVERY = 20  # steps between two rows of expert load
+REWINDS = 3  # to one saved state, before the run gives up
+
+
+class Plan(Protocol):
+    """The dataclass of a stage, as far as any loop is concerned."""
+
+    @property
+    def out(self) -> Path:
+        """What becomes the model folder."""
+
+    @property
+    def optim(self) -> Optim:
+        """How weights move."""
+
+    @property
+    def guard(self) -> GuardRules:
+        """When a step counts as bad."""
+
+    @property
+    def keep(self) -> int:
+        """How many states stay."""
+
+
+class Progress:
+    """A model on its way: its optimizer, its guard, and how much they have seen."""
+
+    def __init__(self, plan: Plan, model: DeepSeekV3, machine: Machine):
+        """`model` is the working copy (trainer.py), which steps move."""
+        self.root = plan.out / "trainer"  # where states are saved while the run lasts
+        self.keep, self.machine, self.model = plan.keep, machine, model
+        self.optimizer = Optimizer(model, plan.optim)
+        self.guard = Guard(plan.guard)
+        self.step, self.tokens, self.elapsed_s = 0, 0, 0.0
+        self.rewinds = 0  # since the last saved state
+        self.stopped_by: int | None = None  # the signal that ended `steps()` early
+
+    def state(self) -> State:
+        """Everything the next step depends on."""
+        tensors = self.optimizer.state()
+        biases = enumerate(self.model.gates())
+        tensors |= {f"bias.{i}": gate.e_score_correction_bias for i, gate in biases}
+        values: dict[str, object] = {
+            "optimizer_steps": self.optimizer.steps,
+            "tokens": self.tokens,
+            "elapsed_s": self.elapsed_s,
+            "dtype": str(self.machine.dtype),
+            "guard": self.guard.state(),
+        }
+        return State(self.step, tensors, values)
+
+    def restore(self, saved: State) -> None:
+        """Take back what `state` gave, in this run or in one that was interrupted.
+
+        Raises:
+            ConfigError: it was trained in another precision.
+        """
+        values = saved.values
+        if values["dtype"] != str(self.machine.dtype):
+            raise ConfigError(
+                f"{self.root} was trained in {values['dtype']}, this machine would go on in "
+                f"{self.machine.dtype}; set precision to what it was"
+            )
+        self.step, self.tokens = saved.step, int(str(values["tokens"]))
+        self.elapsed_s = float(str(values["elapsed_s"]))
+        self.optimizer.restore(saved.tensors, int(str(values["optimizer_steps"])))
+        for i, gate in enumerate(self.model.gates()):
+            gate.e_score_correction_bias.copy_(saved.tensors[f"bias.{i}"])
+        guard = values["guard"]
+        assert isinstance(guard, dict)
+        self.guard.restore(guard)
+
+    def save(self) -> None:
+        """Publish the state."""
+        state.save(self.root, *self.state(), self.keep)
+        self.rewinds = 0
+
+    def resume(self) -> bool:
+        """Go on from the newest saved state, if there is one."""
+        saved = state.latest(self.root)
+        if saved is not None:
+            self.restore(saved)
+        return saved is not None
+
+    def write_load(self, load: Tensor, journal: Journal) -> None:
+        """Write down now and then where the tokens of a step went: load (L, E)."""
+        if self.step % LOAD_EVERY == 0 and len(load):
+            shares = (load / load.sum(-1, keepdim=True)).tolist()
+            rows = tuple(tuple(round(x, 5) for x in row) for row in shares)
+            journal.write(history.Load(step=self.step, tokens=self.tokens, load=rows))
+
+    def write_end(self, journal: Journal) -> None:
+        """Write down that the run finished."""
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        journal.write(
+            history.End(
+                step=self.step, tokens=self.tokens, elapsed_s=self.elapsed_s, peak_rss_bytes=peak
+            )
+        )
