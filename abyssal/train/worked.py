@@ -22,7 +22,7 @@ from abyssal.tokenizer.bpe import Tokenizer
 VOCAB_SIZE = 1024  # a small head: drawing a token costs what the vocabulary does
 SUMS = ("chain_sum", {"min_terms": 2, "max_terms": 2, "min_digits": 1, "max_digits": 2})
 # Sums only: with "*" among them, reasoning-gym 0.1.25 computes from left to right, and its
-# 3 + 7 * 0 is 0; with "-", what a small model gets wrong is the line below zero, whatever it thinks.
+# 3 + 7 * 0 is 0; with "-", a small model gets lines below zero wrong, however it thinks.
 CHAINS = (
     "basic_arithmetic",
     {
