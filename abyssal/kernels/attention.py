@@ -18,6 +18,7 @@ when the head sizes differ, as they do here.
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
@@ -85,8 +86,31 @@ def causal_reference(q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor, scale:
 
 def causal_attention(q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor, scale: float) -> Tensor:
     """q, k (T, H, D), v (T, H, V) -> (T, H, V), each token attending to its sequence so far."""
+    low = q.device.type == "cuda" and q.dtype == torch.bfloat16
+    if low and not torch.are_deterministic_algorithms_enabled():
+        return fused_attention(q, k, v, cu_seqlens, scale)
     mixed: Tensor = _Attention.apply(q, k, v, _buckets(cu_seqlens, q.device), scale)
     return mixed
+
+
+def fused_attention(q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor, scale: float) -> Tensor:
+    """`causal_reference` by torch's own attention, whose probabilities never leave a GPU's cores.
+
+    cuDNN takes heads of unequal sizes as they are: padding v to D, as flash attention wants it,
+    costs 1.6 times as much at 192 and 128. Its backward adds in no fixed order where rows are long;
+    told to keep one, torch takes a kernel slower than the blocks of `_Attention`, which keep it.
+    """
+    tokens, parts = [], []
+    for bucket in _buckets(cu_seqlens, q.device):
+        heads = (_heads(x, bucket) for x in (q, k, v))  # (B, H, L, D or V)
+        mixed = F.scaled_dot_product_attention(*heads, is_causal=True, scale=scale)
+        rows = mixed.transpose(1, 2).flatten(0, 1)  # (B*L, H, V)
+        if bucket.row is None:
+            return rows
+        tokens.append(bucket.token)
+        parts.append(rows.index_select(0, bucket.real))
+    order, out = torch.cat(tokens), torch.cat(parts)
+    return torch.empty_like(out).index_copy(0, order, out)
 
 
 def _twins(
@@ -224,6 +248,15 @@ class _Attention(torch.autograd.Function):
             for flat, grouped in zip((dq, dk, dv), grads, strict=True):
                 _put(flat, grouped, bucket)
         return dq, dk, dv, None, None
+
+
+def _heads(x: Tensor, bucket: _Bucket) -> Tensor:
+    """Flat x (T, H, D) -> the sequences of a bucket (B, H, L, D), copied only if they need padding.
+
+    What is padded sees and is seen by no real token, so its gradients are zeros.
+    """
+    rows = x if bucket.row is None else x.index_select(0, bucket.row)
+    return rows.unflatten(0, (bucket.size, -1)).transpose(1, 2)
 
 
 def _rows(x: Tensor, bucket: _Bucket, blank_padding: bool = False) -> Tensor:

@@ -21,6 +21,7 @@ from abyssal.model.transformer import Output
 from abyssal.train.logprobs import logprobs
 
 LOGITS_BYTES = 1 << 25  # of logits, formed at a time
+LOGITS_BYTES_GPU = 1 << 28  # where only the number of calls matters
 ROUND = 512  # rows that gathered ones are filled up to a multiple of
 
 
@@ -113,7 +114,8 @@ def token_logprobs(hidden: Tensor, head: Tensor, labels: Tensor) -> Tensor:
 
 
 def _rows_at_a_time(head: Tensor) -> int:
-    return max(32, LOGITS_BYTES // (len(head) * head.element_size()))
+    most = LOGITS_BYTES if head.device.type == "cpu" else LOGITS_BYTES_GPU
+    return max(32, most // (len(head) * head.element_size()))
 
 
 def sequence_balance(routing: Routing, cu_seqlens: Tensor, top_k: int) -> Tensor:
@@ -123,10 +125,22 @@ def sequence_balance(routing: Routing, cu_seqlens: Tensor, top_k: int) -> Tensor
     """
     affinity = routing.affinity  # (T, E)
     experts, lengths = affinity.shape[-1], cu_seqlens.diff().to(affinity.device)
-    sequence = torch.arange(len(lengths), device=affinity.device).repeat_interleave(lengths)
     chosen = torch.zeros_like(affinity).scatter_(-1, affinity.detach().topk(top_k).indices, 1.0)
     share = affinity / affinity.sum(-1, keepdim=True)  # (T, E)  eq. 19
-    zeros = affinity.new_zeros(len(lengths), experts)
-    f = zeros.index_add(0, sequence, chosen) * (experts / top_k) / lengths[:, None]  # eq. 18
-    P = zeros.index_add(0, sequence, share) / lengths[:, None]  # (N, E)  eq. 20
+    f = sums_by_sequence(chosen, lengths) * (experts / top_k) / lengths[:, None]  # eq. 18
+    P = sums_by_sequence(share, lengths) / lengths[:, None]  # (N, E)  eq. 20
     return (f * P).sum(-1).mean()
+
+
+def sums_by_sequence(x: Tensor, lengths: Tensor) -> Tensor:
+    """Rows of x (T, E) added up within sequences of `lengths` (N,) -> (N, E)."""
+    sequence = torch.arange(len(lengths), device=x.device)
+    owner = sequence.repeat_interleave(lengths, output_size=len(x))  # (T,)
+    if x.device.type == "cpu":
+        return x.new_zeros(len(lengths), x.shape[1]).index_add(0, owner, x)
+    return membership_sums(x, owner, sequence)
+
+
+def membership_sums(x: Tensor, owner: Tensor, sequence: Tensor) -> Tensor:
+    """The same as a product: index_add on a GPU adds in another order each time."""
+    return (owner == sequence[:, None]).to(x.dtype) @ x

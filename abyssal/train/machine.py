@@ -9,6 +9,7 @@ from typing import NamedTuple
 import torch
 
 _SIZE = 1024  # rows and columns of the measured product
+_SIZE_GPU = 8192  # ... on a GPU, which is done with a smaller one before it has begun to hurry
 _TRIM_THRESHOLD, _TOP_PAD, _MMAP_MAX = -1, -2, -4  # of glibc's malloc.h
 _SPARE_BYTES = 1 << 26  # asked of the system beyond what is needed, so that it is asked seldom
 
@@ -56,10 +57,11 @@ def keep_memory() -> None:
 
 def _rate(dtype: torch.dtype, device: torch.device) -> float:
     """FLOP/s of a square product; the best of a few, since the first prepares a kernel."""
-    a = torch.ones(_SIZE, _SIZE, dtype=dtype, device=device)
+    size = _SIZE if device.type == "cpu" else _SIZE_GPU
+    a = torch.ones(size, size, dtype=dtype, device=device)
     best = float("inf")
     for _ in range(6):
         start = time.perf_counter()
         (a @ a)[0, 0].item()  # reading a value waits for a GPU
         best = min(best, time.perf_counter() - start)
-    return 2 * _SIZE**3 / best
+    return 2 * size**3 / best

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from abyssal.kernels.attention import (
     causal_attention,
     causal_reference,
+    fused_attention,
     mla_attention,
     reference,
 )
@@ -36,8 +37,8 @@ def output_and_gradients(attention, lengths, scale, dtype=torch.float32):
     return [out.detach(), *(leaf.grad for leaf in leaves)]
 
 
-def assert_as_defined(lengths, scale):
-    ours = output_and_gradients(causal_attention, lengths, scale)
+def assert_as_defined(lengths, scale, attention=causal_attention):
+    ours = output_and_gradients(attention, lengths, scale)
     defined = output_and_gradients(causal_reference, lengths, scale)
     for found, expected in zip(ours, defined, strict=True):
         torch.testing.assert_close(found, expected, atol=2e-5, rtol=1e-4)
@@ -53,6 +54,11 @@ def test_it_is_the_reference_and_so_are_its_gradients(lengths, scale):
 )
 def test_lengths_around_and_beyond_the_block_make_no_difference(lengths):
     assert_as_defined(lengths, D**-0.5)
+
+
+@given(lengths=st.lists(st.integers(1, 150), min_size=1, max_size=8), scale=st.floats(0.05, 2))
+def test_what_a_gpu_takes_is_the_reference_and_so_are_its_gradients(lengths, scale):
+    assert_as_defined(lengths, scale, fused_attention)
 
 
 @pytest.mark.parametrize("lengths", [[40], [7, 30]])

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from abyssal.kernels.experts import (
     _fits_native,
+    grouped_experts,
     reference,
     routed_experts,
     sort_by_expert,
@@ -79,6 +80,18 @@ def test_every_choice_has_one_row_in_the_run_of_its_expert(case):
     assert (order.pair == len(flat)).sum() == len(owner) - len(flat)  # the rest is padding
 
 
+@given(case=cases())
+def test_room_for_the_longest_runs_changes_no_place(case):
+    experts, E, _ = case
+    tight, roomy = sort_by_expert(experts, E), sort_by_expert(experts, E, experts.numel() + 32 * E)
+    M = len(tight.pair)
+    assert torch.equal(roomy.row, tight.row)
+    assert torch.equal(roomy.pair[:M], tight.pair)
+    assert (roomy.pair[M:] == experts.numel()).all()
+    assert roomy.counts == tight.counts
+    assert roomy.ends.tolist() == torch.tensor(tight.counts).cumsum(0).tolist()
+
+
 # The native twin: BF16 on the CPU
 
 
@@ -133,6 +146,14 @@ def test_natively_all_is_within_bfloat16_of_the_definition(shape, keep):
     # Few numbers may all be small differences of large ones: these are about 1.
     slack = 1e-2 if T * D * F < 2000 else 0.0
     assert_near(found, all_of(reference, *case, dtype=torch.float32), 1e-2, slack)
+
+
+@pytest.mark.parametrize("skew", [0.0, 0.3, 5.0])
+@pytest.mark.parametrize(("T", "E", "K"), [(40, 1, 1), (70, 6, 3), (200, 9, 2)])
+def test_grouped_as_on_a_gpu_all_is_within_bfloat16_of_the_definition(T, E, K, skew):
+    case = problem(T, E, K, 48, 24, T, skew)  # at the largest skew only K of E are ever chosen
+    found = all_of(grouped_experts, *case)
+    assert_near(found, all_of(reference, *case, dtype=torch.float32), 1e-2)
 
 
 @needs_native

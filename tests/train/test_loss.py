@@ -245,3 +245,12 @@ def test_the_heads_weight_learns_from_every_depth(model):
     both = torch.autograd.grad(found.main + 0.3 * found.mtp, head)[0]
     assert ahead.norm() > 0
     torch.testing.assert_close(both, main + 0.3 * ahead)
+
+
+def test_sums_by_sequence_are_those_of_each_as_an_index_and_as_a_product():
+    lengths = torch.tensor([3, 1, 70])
+    x = torch.randn(74, 5)
+    owner = torch.arange(3).repeat_interleave(lengths)
+    expected = torch.stack([part.sum(0) for part in x.split(lengths.tolist())])
+    torch.testing.assert_close(loss.sums_by_sequence(x, lengths), expected)
+    torch.testing.assert_close(loss.membership_sums(x, owner, torch.arange(3)), expected)
