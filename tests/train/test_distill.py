@@ -2,6 +2,7 @@
 
 import json
 import os
+import random
 import signal
 from collections.abc import Callable
 from dataclasses import replace
@@ -25,6 +26,7 @@ from abyssal.train.history import read_metrics
 from abyssal.train.machine import measure
 from abyssal.train.trainer import Trainer
 from abyssal.train.training import Training
+from tests.train.test_kill import lost_steps, num_steps, serving, wait_for
 
 RECIPE = """
 stage = "distill"
@@ -334,3 +336,23 @@ def test_another_tokenizer_or_vocabulary_is_refused(build, toy, tmp_path):
         list(build({"teacher": tmp_path / "words"}).steps())
     with pytest.raises(ConfigError, match=r"vocab_size=410 .* 400, expected the same"):
         list(build({"teacher": tmp_path / "size"}).steps())
+
+
+@pytest.mark.slow
+def test_killed_at_random_and_run_again_it_ends_where_it_would_have(toy, tmp_path):
+    lot, whole, out = random.Random(7), tmp_path / "whole", tmp_path / "killed"
+    words = ["train", toy, "tokens=24000", "eval_every=20"]
+    with serving(tmp_path / "log") as server:
+        server.start(*words, f"out={whole}")
+        assert server.wait() == 0
+        for more in [lot.randint(1, 9) for _ in range(3)]:
+            goal = num_steps(out) + more
+            child = server.start(*words, f"out={out}")
+            wait_for(lambda goal=goal: num_steps(out) >= goal)
+            os.kill(child, signal.SIGKILL)
+            assert server.wait() == -signal.SIGKILL
+        server.start(*words, f"out={out}")
+        assert server.wait() == 0
+    assert same(state(whole), state(out))
+    assert figures(whole) == figures(out)
+    assert max(lost_steps(out)) > 0
