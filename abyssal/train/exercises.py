@@ -3,9 +3,7 @@
 Q questions    G answers to each
 """
 
-import random
 from collections.abc import Sequence
-from itertools import islice
 from typing import NamedTuple
 
 import torch
@@ -14,8 +12,9 @@ from torch import Tensor
 from abyssal.engine.request import SamplingParams
 from abyssal.evals.puzzles import Puzzle, prompt_of
 from abyssal.train import grpo
+from abyssal.train.questions import Questions
 from abyssal.train.reinforce import GRPO
-from abyssal.train.rewards import Model, Parts, judge
+from abyssal.train.rewards import Model, Parts, Rewards, judge
 from abyssal.train.rollouts import Answer, Rollouts
 
 
@@ -48,13 +47,7 @@ class Exercises:
 
     def __init__(self, run: GRPO, rollouts: Rollouts, model: Model | None = None):
         self.run, self.rollouts, self.model = run, rollouts, model
-        self._generators = [task.generator(run.seed) for task in run.tasks]
-        self._held_out = [
-            puzzle
-            for task in run.tasks
-            for _, puzzle in islice(task.generator(0).walk(held_out=True), run.held_out)
-        ]
-        self._places = [0] * len(run.tasks)  # the next question of each task
+        self.questions = Questions(run.tasks, run.seed, run.held_out)
         self.draws = 0  # begun; refused steps included, so that none is drawn twice
 
     def draw(self) -> Draw:
@@ -63,7 +56,8 @@ class Exercises:
         groups: list[Group] = []
         chosen: list[Group] = []
         for again in range(1 + run.dynamic):
-            new = self.answered(self._questions(again), (run.seed, self.draws, again))
+            asked = self.questions.next(run.questions, self.draws, again)
+            new = self.answered(asked, (run.seed, self.draws, again))
             groups += new
             chosen += [group for group in new if _differs(group)]
             if len(chosen) >= run.questions:
@@ -90,47 +84,48 @@ class Exercises:
     def examine(self) -> list[Group]:
         """Greedy answers, one each, to the questions of all tasks that are held out."""
         run = self.run
-        puzzles = self._held_out
-        params = SamplingParams(max_tokens=run.max_tokens, temperature=0)
-        prompts = [prompt_of(puzzle.question) for puzzle in puzzles]
-        drawn = self.rollouts.draw(prompts, params, (0,))
-        return [self._judged(*pair) for pair in zip(puzzles, drawn, strict=True)]
+        held_out = self.questions.held_out
+        return examine(held_out, self.rollouts, run.max_tokens, run.rewards, self.model)
 
     def state(self) -> dict[str, object]:
         """As JSON knows it."""
-        return {"places": self._places, "draws": self.draws}
+        return {**self.questions.state(), "draws": self.draws}
 
     def restore(self, state: dict[str, object]) -> None:
         """Take back what `state` gave."""
-        places, draws = state["places"], state["draws"]
-        assert isinstance(places, list)
+        self.questions.restore(state)
+        draws = state["draws"]
         assert isinstance(draws, int)
-        self._places, self.draws = list(places), draws
-
-    def _questions(self, again: int) -> list[Puzzle]:
-        """The next questions, of tasks by lot."""
-        lot = random.Random(f"{self.run.seed} {self.draws} {again}")
-        weights = [task.weight for task in self.run.tasks]
-        tasks = lot.choices(range(len(weights)), weights, k=self.run.questions)
-        return [self._next(task) for task in tasks]
-
-    def _next(self, task: int) -> Puzzle:
-        number, puzzle = next(self._generators[task].walk(self._places[task]))
-        self._places[task] = number + 1
-        return puzzle
+        self.draws = draws
 
     def _judged(self, puzzle: Puzzle, answers: list[Answer]) -> Group:
-        parts = [
-            judge(
-                puzzle,
-                answer.text,
-                len(answer.tokens) / self.run.max_tokens,
-                self.run.rewards,
-                self.model,
-            )
-            for answer in answers
-        ]
-        return Group(puzzle, answers, parts)
+        return judged(puzzle, answers, self.run.max_tokens, self.run.rewards, self.model)
+
+
+def judged(
+    puzzle: Puzzle, answers: list[Answer], longest: int, rewards: Rewards, model: Model | None
+) -> Group:
+    """A puzzle and answers of up to `longest` tokens, with their marks."""
+    parts = [
+        judge(puzzle, answer.text, len(answer.tokens) / longest, rewards, model)
+        for answer in answers
+    ]
+    return Group(puzzle, answers, parts)
+
+
+def examine(
+    puzzles: Sequence[Puzzle],
+    rollouts: Rollouts,
+    longest: int,
+    rewards: Rewards,
+    model: Model | None = None,
+) -> list[Group]:
+    """Greedy answers of up to `longest` tokens, one each, and their marks."""
+    params = SamplingParams(max_tokens=longest, temperature=0)
+    prompts = [prompt_of(puzzle.question) for puzzle in puzzles]
+    drawn = rollouts.draw(prompts, params, (0,))
+    pairs = zip(puzzles, drawn, strict=True)
+    return [judged(puzzle, answers, longest, rewards, model) for puzzle, answers in pairs]
 
 
 def _differs(group: Group) -> bool:

@@ -1,7 +1,7 @@
 """What a stage brings to the one loop: pieces of work, how they are scored, and what it leaves.
 
     draw -> pass -> score -> step         the loop of trainer.py, whatever the stage
-    text.py    preference.py    reward_model.py        the objectives
+    text.py    preference.py    reward_model.py    distill.py        the objectives
 
 T tokens of a batch
 """
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from abyssal.batch import Batch
 from abyssal.model.transformer import DeepSeekV3, Output
-from abyssal.train.history import Evaluation, Measure
+from abyssal.train.history import Evaluation, Examination, Measure, Sample
 from abyssal.train.loss import Losses
 
 
@@ -53,7 +53,9 @@ class Objective(Protocol):
     def draw(self, passes: int) -> Sequence[Piece]:
         """The pieces of the next step."""
 
-    def evaluate(self, step: int, tokens: int) -> Iterator[Evaluation | Measure]:
+    def evaluate(
+        self, step: int, tokens: int
+    ) -> Iterator[Evaluation | Measure | Examination | Sample]:
         """How the model does on what it is not trained on."""
 
     def probe(self) -> Probe | None:

@@ -16,7 +16,7 @@ from abyssal.errors import ConfigError
 from abyssal.model.transformer import DeepSeekV3
 from abyssal.tokenizer.bpe import Tokenizer
 from abyssal.tokenizer.chat import Message, render
-from abyssal.train import history, preference, pretrain, reinforcement, reward_model, sft
+from abyssal.train import distill, history, preference, pretrain, reinforcement, reward_model, sft
 from abyssal.train.folder import RunFolder
 from abyssal.train.journal import Journal
 from abyssal.train.machine import Machine, measure
@@ -67,6 +67,7 @@ STAGES = {
     "sft": Stage(sft.SFT, sft.begin),
     "dpo": Stage(preference.DPO, preference.begin),
     "reward": Stage(reward_model.Reward, reward_model.begin, chats=False),
+    "distill": Stage(distill.Distill, distill.begin, chats=False),
 }
 
 
