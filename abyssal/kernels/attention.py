@@ -102,8 +102,8 @@ def fused_attention(q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor, scale: 
     """
     tokens, parts = [], []
     for bucket in _buckets(cu_seqlens, q.device):
-        heads = (_heads(x, bucket) for x in (q, k, v))  # (B, H, L, D or V)
-        mixed = F.scaled_dot_product_attention(*heads, is_causal=True, scale=scale)
+        Q, K, V = (_heads(x, bucket) for x in (q, k, v))  # (B, H, L, D or V)
+        mixed = F.scaled_dot_product_attention(Q, K, V, is_causal=True, scale=scale)
         rows = mixed.transpose(1, 2).flatten(0, 1)  # (B*L, H, V)
         if bucket.row is None:
             return rows
@@ -256,7 +256,8 @@ def _heads(x: Tensor, bucket: _Bucket) -> Tensor:
     What is padded sees and is seen by no real token, so its gradients are zeros.
     """
     rows = x if bucket.row is None else x.index_select(0, bucket.row)
-    return rows.unflatten(0, (bucket.size, -1)).transpose(1, 2)
+    heads: Tensor = rows.unflatten(0, (bucket.size, -1)).transpose(1, 2)
+    return heads
 
 
 def _rows(x: Tensor, bucket: _Bucket, blank_padding: bool = False) -> Tensor:

@@ -22,7 +22,7 @@ from abyssal.evals.puzzles import is_held_out, prompt_of, puzzles
 from abyssal.model.transformer import DeepSeekV3
 from abyssal.tokenizer.bpe import Tokenizer
 from abyssal.train.distill import begin
-from abyssal.train.history import read_metrics
+from abyssal.train.metrics import read_metrics
 from abyssal.train.machine import measure
 from abyssal.train.trainer import Trainer
 from abyssal.train.training import Training
