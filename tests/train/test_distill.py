@@ -22,8 +22,8 @@ from abyssal.evals.puzzles import is_held_out, prompt_of, puzzles
 from abyssal.model.transformer import DeepSeekV3
 from abyssal.tokenizer.bpe import Tokenizer
 from abyssal.train.distill import begin
-from abyssal.train.metrics import read_metrics
 from abyssal.train.machine import measure
+from abyssal.train.metrics import read_metrics
 from abyssal.train.trainer import Trainer
 from abyssal.train.training import Training
 from tests.train.test_kill import lost_steps, num_steps, serving, wait_for
