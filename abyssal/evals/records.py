@@ -46,20 +46,20 @@ def identity(folder: str | Path) -> str:
     return mark.hexdigest()
 
 
-def claim(out: str | Path, run: Mapping[str, object]) -> Path:
-    """The folder OUT, new or of the same run before it was stopped.
+def claim(out: str | Path, run: Mapping[str, object], what: str = "scores") -> Path:
+    """The folder OUT, new or of the same run before it was stopped; `what` it is to hold.
 
     Raises:
-        DataError: it holds scores of another model or other settings, or cannot be written.
+        DataError: it holds those of another model or other settings, or cannot be written.
     """
     out = Path(out)
     wanted = {"format": FORMAT, **run}
     path = out / RUN
     try:
         if path.is_file():
-            _check_same(out, json.loads(path.read_bytes()), wanted)
+            _check_same(out, json.loads(path.read_bytes()), wanted, what)
         elif out.exists() and (not out.is_dir() or any(out.glob("*.jsonl"))):
-            raise DataError(f"{out} is no folder of an evaluation; choose another with --out")
+            raise DataError(f"{out} is no folder of {what}; choose another with --out")
         else:
             out.mkdir(parents=True, exist_ok=True)
             dump(path, wanted)
@@ -70,13 +70,13 @@ def claim(out: str | Path, run: Mapping[str, object]) -> Path:
     return out
 
 
-def _check_same(out: Path, found: object, wanted: Mapping[str, object]) -> None:
+def _check_same(out: Path, found: object, wanted: Mapping[str, object], what: str) -> None:
     before = found if isinstance(found, dict) else {}
     changed = [name for name in wanted if before.get(name) != wanted[name]]
     if changed:
         name = changed[0]
         raise DataError(
-            f"{out} holds scores with {name}={_shown(before.get(name))}, not "
+            f"{out} holds {what} with {name}={_shown(before.get(name))}, not "
             f"{_shown(wanted[name])}; choose another folder with --out, or delete that one"
         )
 

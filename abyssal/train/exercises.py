@@ -10,8 +10,10 @@ import torch
 from torch import Tensor
 
 from abyssal.engine.request import SamplingParams
-from abyssal.evals.puzzles import Puzzle, prompt_of
+from abyssal.evals.puzzles import Puzzle
 from abyssal.train import grpo
+from abyssal.train.forms import Form, Thinking, chat_reply, prompt_tokens, zero_reply
+from abyssal.train.general import GeneralQuestions, is_graded, scores_of
 from abyssal.train.questions import Questions
 from abyssal.train.reinforce import GRPO
 from abyssal.train.rewards import Model, Parts, Rewards, judge
@@ -46,7 +48,8 @@ class Exercises:
     """The tasks of a run and its place in them."""
 
     def __init__(self, run: GRPO, rollouts: Rollouts, model: Model | None = None):
-        self.run, self.rollouts, self.model = run, rollouts, model
+        self.run, self.rollouts = run, rollouts
+        self.scores, self.general = scores_of(run, model), GeneralQuestions(run)
         self.questions = Questions(run.tasks, run.seed, run.held_out)
         self.draws = 0  # begun; refused steps included, so that none is drawn twice
 
@@ -57,6 +60,7 @@ class Exercises:
         chosen: list[Group] = []
         for again in range(1 + run.dynamic):
             asked = self.questions.next(run.questions, self.draws, again)
+            asked = self.general.mixed(asked, self.draws, again)
             new = self.answered(asked, (run.seed, self.draws, again))
             groups += new
             chosen += [group for group in new if _differs(group)]
@@ -75,17 +79,26 @@ class Exercises:
             logprobs=0,
             scaled_logprobs=True,
         )
-        prompts = [prompt_of(puzzle.question) for puzzle in puzzles]
-        drawn = self.rollouts.draw(prompts, params, key)
+        drawn = self.rollouts.draw(
+            _prompts(puzzles, self.rollouts, run.form, run.layout), params, key
+        )
+        scores = self._scores(puzzles, drawn)
         return [
-            self._judged(puzzle, answers) for puzzle, answers in zip(puzzles, drawn, strict=True)
+            judged(puzzle, answers, run.max_tokens, run.rewards, run.form, some)
+            for puzzle, answers, some in zip(puzzles, drawn, scores, strict=True)
         ]
 
     def examine(self) -> list[Group]:
         """Greedy answers, one each, to the questions of all tasks that are held out."""
         run = self.run
-        held_out = self.questions.held_out
-        return examine(held_out, self.rollouts, run.max_tokens, run.rewards, self.model)
+        return examine(
+            self.questions.held_out,
+            self.rollouts,
+            run.max_tokens,
+            run.rewards,
+            run.form,
+            run.layout,
+        )
 
     def state(self) -> dict[str, object]:
         """As JSON knows it."""
@@ -98,17 +111,42 @@ class Exercises:
         assert isinstance(draws, int)
         self.draws = draws
 
-    def _judged(self, puzzle: Puzzle, answers: list[Answer]) -> Group:
-        return judged(puzzle, answers, self.run.max_tokens, self.run.rewards, self.model)
+    def _scores(
+        self, puzzles: Sequence[Puzzle], drawn: Sequence[Sequence[Answer]]
+    ) -> list[list[float]]:
+        """What the reward model says of each answer, all read together; 0 where it has no say.
+
+        Where a run has general questions, it has none in those that a rule grades.
+        """
+        found = [[0.0] * len(answers) for answers in drawn]
+        if self.scores is None:
+            return found
+        asked = [i for i, one in enumerate(puzzles) if not (self.run.general and is_graded(one))]
+        pairs = [(puzzles[i].question, answer.text) for i in asked for answer in drawn[i]]
+        said = iter(self.scores(pairs))
+        for i in asked:
+            found[i] = [next(said) for _ in drawn[i]]
+        return found
 
 
 def judged(
-    puzzle: Puzzle, answers: list[Answer], longest: int, rewards: Rewards, model: Model | None
+    puzzle: Puzzle,
+    answers: list[Answer],
+    longest: int,
+    rewards: Rewards,
+    form: Form = "zero",
+    scores: Sequence[float] | None = None,
 ) -> Group:
-    """A puzzle and answers of up to `longest` tokens, with their marks."""
+    """A puzzle and answers of up to `longest` tokens, with their marks; `scores` are a model's."""
     parts = [
-        judge(puzzle, answer.text, len(answer.tokens) / longest, rewards, model)
-        for answer in answers
+        judge(
+            puzzle,
+            zero_reply(answer.text) if form == "zero" else chat_reply(answer.thought, answer.text),
+            len(answer.tokens) / longest,
+            rewards,
+            score,
+        )
+        for answer, score in zip(answers, scores or [0.0] * len(answers), strict=True)
     ]
     return Group(puzzle, answers, parts)
 
@@ -118,14 +156,21 @@ def examine(
     rollouts: Rollouts,
     longest: int,
     rewards: Rewards,
-    model: Model | None = None,
+    form: Form = "zero",
+    layout: Thinking = "v3.1",
 ) -> list[Group]:
-    """Greedy answers of up to `longest` tokens, one each, and their marks."""
+    """Greedy answers of up to `longest` tokens, one each, and their marks by rules."""
     params = SamplingParams(max_tokens=longest, temperature=0)
-    prompts = [prompt_of(puzzle.question) for puzzle in puzzles]
-    drawn = rollouts.draw(prompts, params, (0,))
+    drawn = rollouts.draw(_prompts(puzzles, rollouts, form, layout), params, (0,))
     pairs = zip(puzzles, drawn, strict=True)
-    return [judged(puzzle, answers, longest, rewards, model) for puzzle, answers in pairs]
+    return [judged(puzzle, answers, longest, rewards, form) for puzzle, answers in pairs]
+
+
+def _prompts(
+    puzzles: Sequence[Puzzle], rollouts: Rollouts, form: Form, layout: Thinking
+) -> list[list[int]]:
+    prompts = rollouts.llm.prompts
+    return [prompt_tokens(prompts, puzzle.question, form, layout) for puzzle in puzzles]
 
 
 def _differs(group: Group) -> bool:

@@ -12,6 +12,7 @@ from typing import Literal
 
 from abyssal.errors import ConfigError
 from abyssal.evals.puzzles import Generator, settings_of
+from abyssal.train.forms import Form, Thinking
 from abyssal.train.grpo import Objective
 from abyssal.train.guard import GuardRules
 from abyssal.train.optim import Optim
@@ -32,6 +33,15 @@ class Task:
         return Generator(self.name, seed, settings_of(self.settings))
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class General:
+    """Questions without a grade: what is asked first in the conversations of .jsonl files."""
+
+    name: str
+    rows: Path  # {"messages": [...]}, one a line
+    weight: float = 1.0  # relative to the tasks
+
+
 def _published_optim() -> Optim:
     always = (Segment(until=1, to=1.0),)
     return Optim(lr=3e-6, warmup_steps=0, weight_decay=0.0, schedule=always)
@@ -49,6 +59,11 @@ class GRPO:
     seed: int = 0
     questions: int = 512  # of a draw
     answers: int = 16  # to each question
+    form: Form = "zero"  # plain text with tags, or a chat whose thought comes first
+    layout: Thinking = "v3.1"  # of the chat
+    judge: Path | None = None  # the folder of a run of stage "reward": rewards.model weighs it
+    general: tuple[General, ...] = ()  # the judge's alone, where there are some
+    general_after: float = 0.0  # share of the steps before they are drawn
     mini_batches: int = 16  # that a draw is split into at random
     epochs: int = 1  # over a draw
     temperature: float = 1.0
@@ -89,5 +104,21 @@ class GRPO:
             raise ConfigError(f"temperature={self.temperature}, expected a number above 0")
         if self.dynamic < 0 or self.gamma < 0 or self.draft < 0:
             raise ConfigError("dynamic, gamma and draft are numbers of at least 0")
+        self._check_general()
         if self.minutes is not None and self.minutes <= 0:
             raise ConfigError(f"minutes={self.minutes}, expected more than 0, or no ceiling")
+
+    def _check_general(self) -> None:
+        if not 0 <= self.general_after < 1:
+            raise ConfigError(
+                f"general_after={self.general_after}, expected a share of the steps below 1"
+            )
+        if not all(source.weight > 0 for source in self.general):
+            raise ConfigError("general: expected weights above 0")
+        if self.general and not self.rewards.model:
+            raise ConfigError(
+                "general questions have no grade, and rewards.model=0; give a reward model as "
+                "judge and rewards.model above 0, or leave them out"
+            )
+        if self.judge is not None and not self.rewards.model:
+            raise ConfigError(f"judge={self.judge}, but rewards.model=0; give it a weight")

@@ -5,6 +5,7 @@ from statistics import fmean
 
 from abyssal.train import history
 from abyssal.train.exercises import Draw, Group
+from abyssal.train.general import is_graded
 from abyssal.train.lessons import Learned
 
 
@@ -21,6 +22,7 @@ def drawn(
 ) -> history.Reinforce:
     """The answers of a step and what came of them; entropy is the mean surprise of their tokens."""
     parts = [one for group in draw.groups for one in group.parts]
+    graded = [one for g in draw.groups if is_graded(g.puzzle) for one in g.parts]
     answers = [one for group in draw.groups for one in group.answers]
     lengths = [len(answer.tokens) for answer in answers]
     return history.Reinforce(
@@ -28,7 +30,7 @@ def drawn(
         tokens=tokens,
         answers=len(answers),
         reward=fmean(one.total for one in parts),
-        accuracy=fmean(one.accuracy for one in parts),
+        accuracy=fmean(one.accuracy for one in graded) if graded else 0.0,
         format=fmean(one.format for one in parts),
         language=fmean(one.language for one in parts),
         model=fmean(one.model for one in parts),
@@ -65,5 +67,5 @@ def examined(
             formatted=sum(group.parts[0].format == 1 for group in mine),
         )
         yield history.Sample(
-            step=step, prompt=mine[0].puzzle.question, text=mine[0].answers[0].text
+            step=step, prompt=mine[0].puzzle.question, text=mine[0].answers[0].shown
         )

@@ -64,10 +64,11 @@ class Reinforcement:
         recipes.stage_of(values, (STAGE,), self.where)
         values = {key: value for key, value in values.items() if key != "stage"}
         self.run = recipes.fill(GRPO, values, self.where)
-        if self.run.rewards.model and judge is None:
+        if self.run.rewards.model and judge is None and self.run.judge is None:
             raise ConfigError(
                 f"{self.where}: rewards.model={self.run.rewards.model:g}, but no reward model is "
-                "given; pass one as Reinforcement(..., judge=...), or set it to 0"
+                'given; name a folder of stage "reward" as judge, pass a function as '
+                "Reinforcement(..., judge=...), or set it to 0"
             )
         self.place = RunFolder(self.run, STAGE, self.where)
         self.folder = self.run.out
@@ -99,7 +100,7 @@ class Reinforcement:
             fmean(one.accuracy for one in parts),
             fmean(one.format for one in parts),
             sum(max(group.rewards) != min(group.rewards) for group in groups),
-            f"{groups[0].puzzle.question}\n{groups[0].answers[0].text}",
+            f"{groups[0].puzzle.question}\n{groups[0].answers[0].shown}",
         )
 
     def steps(self) -> Iterator[history.Reinforce]:

@@ -12,12 +12,11 @@ from dataclasses import dataclass
 from typing import Literal, NamedTuple, Protocol
 
 from abyssal.errors import ConfigError
-from abyssal.evals.puzzles import Puzzle, answer_in
+from abyssal.evals.puzzles import Puzzle
+from abyssal.train.forms import Reply
 
 Language = Literal["en", "de", "fr", "ru", "zh"]
 
-_FORM = re.compile(r"\s*<think>(.*?)</think>\s*<answer>(.*?)</answer>\s*", re.DOTALL)
-_TAG = re.compile(r"</?(?:think|answer)>")
 _WORD = re.compile(r"[^\W\d_]+")
 _HAN = re.compile("[\u3400-\u9fff\uf900-\ufaff]")
 _CYRILLIC = re.compile("[\u0400-\u04ff]")
@@ -71,14 +70,16 @@ class Parts(NamedTuple):
 
 
 def judge(
-    puzzle: Puzzle, text: str, share: float, weights: Rewards, model: Model | None = None
+    puzzle: Puzzle, reply: Reply, share: float, weights: Rewards, score: float = 0.0
 ) -> Parts:
-    """The marks of an answer that took this share of the tokens it was allowed."""
-    answer = answer_in(text)
+    """The marks of a reply that took this share of the tokens it was allowed.
+
+    `score` is the reward model's.
+    """
+    answer = reply.answer
     accuracy = float(answer is not None and puzzle.grade(answer) >= 1)  # no credit for parts
-    form = float(is_well_formed(text))
-    language = consistency(thoughts(text), weights.target) if weights.language else 0.0
-    score = model(puzzle.question, text) if model is not None and weights.model else 0.0
+    form = float(reply.is_well_formed)
+    language = consistency(reply.thought, weights.target) if weights.language else 0.0
     total = (
         weights.accuracy * accuracy
         + weights.format * form
@@ -87,18 +88,6 @@ def judge(
         + weights.model * score
     )
     return Parts(accuracy, form, language, share, score, total)
-
-
-def is_well_formed(text: str) -> bool:
-    """Whether a text is thoughts between tags, an answer between tags, and nothing else."""
-    found = _FORM.fullmatch(text)
-    return found is not None and not any(_TAG.search(inside) for inside in found.groups())
-
-
-def thoughts(text: str) -> str:
-    """What stands between the thinking tags, or all of a text without them."""
-    found = _FORM.fullmatch(text)
-    return found[1] if found else text
 
 
 def consistency(text: str, target: Language) -> float:

@@ -18,11 +18,12 @@ from torch import Tensor
 from abyssal.batch import Batch
 from abyssal.engine.llm import LLM
 from abyssal.engine.options import EngineOptions
-from abyssal.engine.request import SamplingParams
+from abyssal.engine.request import Completion, Request, SamplingParams
 from abyssal.engine.routes import routes
 from abyssal.errors import RequestError
 from abyssal.model.transformer import DeepSeekV3
 from abyssal.tokenizer.bpe import Tokenizer
+from abyssal.tokenizer.control import END_THINK
 
 
 class Answer(NamedTuple):
@@ -31,8 +32,14 @@ class Answer(NamedTuple):
     prompt: list[int]
     tokens: list[int]  # the end token included, where it came to its end
     logprobs: list[float]  # of each, by the engine, at the temperature it was drawn with
-    text: str
+    text: str  # behind the thought, where it has one
     is_whole: bool  # it ended by itself
+    thought: str | None = None  # of a chat; None: it was never closed
+
+    @property
+    def shown(self) -> str:
+        """All of it, to be read."""
+        return self.text if self.thought is None else f"<think>{self.thought}</think>{self.text}"
 
 
 class Rollouts:
@@ -63,27 +70,26 @@ class Rollouts:
         self.llm.refresh()
 
     def draw(
-        self, prompts: Sequence[str], params: SamplingParams, key: Sequence[int]
+        self, prompts: Sequence[str | list[int]], params: SamplingParams, key: Sequence[int]
     ) -> list[list[Answer]]:
-        """params.n answers to each of Q prompts, by the random numbers of `key`."""
+        """params.n answers to each of Q prompts, texts or tokens, by random numbers of `key`."""
         requests = []
         for number, prompt in enumerate(prompts):
             tokens = self.llm.prompts.read(prompt)
-            requests += self.llm.prompts.requests(
-                [tokens], _seeded(params, (*key, number)), thinking=False
-            )
+            requests += self.llm.prompts.requests([tokens], _seeded(params, (*key, number)))
         done = self.llm.complete(requests)
         for one in done:
             if one.error is not None:
                 raise RequestError(f"an answer failed inside the engine: {one.error}")
-        answers = [
-            Answer(
-                request.tokens, one.tokens, one.logprobs or [], one.text,
-                one.finish_reason == "stop",
-            )
-            for request, one in zip(requests, done, strict=True)
-        ]  # fmt: skip
+        answers = [self._answer(*pair) for pair in zip(requests, done, strict=True)]
         return [answers[i : i + params.n] for i in range(0, len(answers), params.n)]
+
+    def _answer(self, request: Request, done: Completion) -> Answer:
+        text, thought = done.text, done.reasoning
+        if thought is not None and done.tokens.count(self.tokenizer.control(END_THINK)) != 1:
+            text, thought = f"{thought}{text}", None
+        is_whole = done.finish_reason == "stop"
+        return Answer(request.tokens, done.tokens, done.logprobs or [], text, is_whole, thought)
 
     def accepted(self) -> float | None:
         """The share of the MTP module's guesses that were right since the last call; None: none."""

@@ -4,20 +4,26 @@ The exercises are asked as `evals/puzzles.py` asks them, and solved by three kin
 show their steps between the tags, some write down the result at once, some know nothing of tags.
 All are right. So the model can do a little of everything, and reinforcement has something to
 choose from. No question that `is_held_out` is among them, not even as a bare sum.
+
+Beside them are questions of general knowledge: as conversations for the second fine-tuning, as rows
+for the last reinforcement, and as pairs of an answer and one to another question for its judge.
 """
 
+import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
 from abyssal.data import corpus
+from abyssal.data.conversations import read_conversations
 from abyssal.data.documents import DropReport
 from abyssal.data.encoding import encode, write_encoded
 from abyssal.evals.puzzles import Generator, Puzzle, prompt_of
 from abyssal.tokenizer.bpe import Tokenizer
+from abyssal.train.forms import Thinking
 
 VOCAB_SIZE = 1024  # a small head: drawing a token costs what the vocabulary does
 SUMS = ("chain_sum", {"min_terms": 2, "max_terms": 2, "min_digits": 1, "max_digits": 2})
@@ -32,6 +38,9 @@ CHAINS = (
 )  # fmt: skip
 TASKS = (SUMS, CHAINS)
 STEPS, AT_ONCE, UNTAGGED = 0.15, 0.55, 0.3  # the shares of the writers
+LAYOUT: Thinking = "v3.1"  # of r1's chats: it thinks where it is asked to, and else answers at once
+GENERAL = ("facts_qa", "chatterbot")  # files of the corpus
+HELD_OUT_PAIRS = 100
 _EXPRESSION = re.compile(r"-?\d+(?: [-+] \d+)+")
 _DIGITS = re.compile(r"\d+")
 
@@ -45,7 +54,7 @@ class Mixture(NamedTuple):
 
 
 def prepare(out: str | Path, seed: int = 1, mixture: Mixture | None = None) -> Iterator[str]:
-    """Write OUT/tokenizer, OUT/data/base and OUT/data/valid; says what it does next."""
+    """Write OUT/tokenizer, and in OUT/data all that recipes r1/ read; says what it does next."""
     out, mixture = Path(out), mixture or Mixture()
     if not (out / "tokenizer" / "tokenizer.json").is_file():
         yield f"training a tokenizer of {VOCAB_SIZE:,} words"
@@ -58,6 +67,32 @@ def prepare(out: str | Path, seed: int = 1, mixture: Mixture | None = None) -> I
         texts = documents(seed, mixture) if name == "base" else corpus.stories("valid")[:300]
         report = DropReport(total=len(texts))
         write_encoded(out / "data" / name, encode(texts, tokenizer), tokenizer, report)
+    if not (out / "data" / "general").is_dir():
+        yield "writing general"
+        write_general(out / "data", tokenizer, seed)
+
+
+def write_general(data: Path, tokenizer: Tokenizer, seed: int) -> None:
+    """general.jsonl, pairs/train.jsonl and pairs/valid.jsonl, and last the shards: general/."""
+    report = DropReport()
+    paths = [corpus.path(name) for name in GENERAL]
+    chats = list(read_conversations(paths, report))
+    _write_rows(data / "general.jsonl", [{"messages": [m.to_dict() for m in c]} for c in chats])
+    asked = [chat[:2] for chat in chats]
+    others = np.random.default_rng([seed, 5]).permutation(len(asked))
+    pairs = [
+        {"prompt": q.content, "chosen": a.content, "rejected": asked[i][1].content}
+        for (q, a), i in zip(asked, others, strict=True)
+        if asked[i][1].content != a.content
+    ]
+    _write_rows(data / "pairs" / "train.jsonl", pairs[HELD_OUT_PAIRS:])
+    _write_rows(data / "pairs" / "valid.jsonl", pairs[:HELD_OUT_PAIRS])
+    write_encoded(data / "general", encode(chats, tokenizer, layout=LAYOUT), tokenizer, report)
+
+
+def _write_rows(path: Path, rows: Sequence[Mapping[str, object]]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(f"{json.dumps(row, ensure_ascii=False)}\n" for row in rows), "utf-8")
 
 
 def documents(seed: int, mixture: Mixture) -> list[str]:

@@ -157,7 +157,7 @@ def test_another_model_or_other_settings_are_refused(evaluated, folder, whole, t
     with pytest.raises(DataError, match="holds scores with model="):
         evaluation(evaluated, copied, whole.out)
     (tmp_path / "text.jsonl").write_text("{}\n")
-    with pytest.raises(DataError, match="no folder of an evaluation"):
+    with pytest.raises(DataError, match="no folder of scores"):
         evaluation(evaluated, folder, tmp_path)
 
 

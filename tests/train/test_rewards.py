@@ -6,7 +6,8 @@ from hypothesis import strategies as st
 
 from abyssal.errors import ConfigError
 from abyssal.evals.puzzles import puzzles
-from abyssal.train.rewards import Rewards, consistency, is_well_formed, judge, thoughts
+from abyssal.train.forms import zero_reply
+from abyssal.train.rewards import Rewards, consistency, judge
 
 GOOD = "<think> 1 + 1 = 2 </think> <answer> 2 </answer>"
 
@@ -30,22 +31,24 @@ GOOD = "<think> 1 + 1 = 2 </think> <answer> 2 </answer>"
     ],
 )
 def test_the_form(text, is_good):
-    assert is_well_formed(text) is is_good
+    assert zero_reply(text).is_well_formed is is_good
 
 
 def test_parts_and_their_sum():
     (puzzle,) = puzzles("chain_sum", seed=1, count=1, min_terms=2, max_terms=2)
     right = f"<think> easy </think> <answer> {puzzle.answer} </answer>"
-    found = judge(puzzle, right, 0.5, Rewards(accuracy=2, format=0.5, length=0.2))
+    found = judge(puzzle, zero_reply(right), 0.5, Rewards(accuracy=2, format=0.5, length=0.2))
     assert found == (1, 1, 0, 0.5, 0, pytest.approx(2.4))
-    untagged = judge(puzzle, puzzle.answer, 0.5, Rewards())
+    untagged = judge(puzzle, zero_reply(puzzle.answer), 0.5, Rewards())
     assert untagged.total == 0
-    wrong = judge(puzzle, right.replace(puzzle.answer, f"{puzzle.answer}1"), 0.5, Rewards())
+    wrong = judge(
+        puzzle, zero_reply(right.replace(puzzle.answer, f"{puzzle.answer}1")), 0.5, Rewards()
+    )
     assert (wrong.accuracy, wrong.format, wrong.total) == (0, 1, 1)  # near is not right
     weights = Rewards(accuracy=0, format=0, language=1, model=0.5)
-    found = judge(puzzle, right, 0.5, weights, lambda prompt, text: float(len(prompt)))
+    found = judge(puzzle, zero_reply(right), 0.5, weights, 3.0)
     assert found.language == 1
-    assert found.total == pytest.approx(1 + len(puzzle.question) / 2)
+    assert found.total == pytest.approx(2.5)
 
 
 def test_a_weight_below_zero_is_refused():
@@ -80,4 +83,4 @@ def test_a_mixed_text_lies_between(target):
 @given(st.text(), st.sampled_from(list(TEXTS)))
 def test_a_share_is_a_share(text, target):
     assert 0 <= consistency(text, target) <= 1
-    assert thoughts(f"<think>{'x'}</think><answer>{1}</answer>") == "x"
+    assert zero_reply("<think>x</think><answer>1</answer>").thought == "x"
