@@ -110,7 +110,7 @@ def _traces(folder: Path, seed: int, tasks: GRPO, args: argparse.Namespace) -> f
         drawn = rollouts.draw(prompts, params, (1000 + seed, asked))
         asked += len(puzzles)
         for puzzle, answers in zip(puzzles, drawn, strict=True):
-            group = judged(puzzle, answers, tasks.max_tokens, tasks.rewards, None)
+            group = judged(puzzle, answers, tasks.max_tokens, tasks.rewards)
             if group.parts[0].accuracy == 1:
                 (one,) = answers
                 mask = [False] * len(one.prompt) + [True] * len(one.tokens)

@@ -202,7 +202,7 @@ class DistillObjective:
         drawn = self._engine().draw(prompts, params, (run.seed, self.draws))
         self.draws += 1
         pairs = zip(puzzles, drawn, strict=True)
-        groups = [judged(puzzle, some, run.max_tokens, run.rewards, None) for puzzle, some in pairs]
+        groups = [judged(puzzle, some, run.max_tokens, run.rewards) for puzzle, some in pairs]
         return [groups[i : i + run.questions] for i in range(0, len(groups), run.questions)]
 
     def _written(self, groups: Sequence[Group]) -> Passage:
