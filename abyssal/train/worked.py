@@ -51,6 +51,7 @@ class Mixture(NamedTuple):
     stories: int = 9000
     sums: int = 6000  # documents of eight sums each
     exercises: int = 40_000
+    tasks: tuple[tuple[str, Mapping[str, object]], ...] = TASKS
 
 
 def prepare(out: str | Path, seed: int = 1, mixture: Mixture | None = None) -> Iterator[str]:
@@ -100,7 +101,7 @@ def documents(seed: int, mixture: Mixture) -> list[str]:
     rng = np.random.default_rng([seed, 4])
     stories = corpus.stories("train")
     chosen = rng.choice(len(stories), min(mixture.stories, len(stories)), replace=False)
-    questions = _questions(seed, rng)
+    questions = _questions(mixture.tasks, seed, rng)
     texts = [stories[i] for i in chosen]
     texts += ["\n".join(_sum(next(questions)) for _ in range(8)) for _ in range(mixture.sums)]
     texts += [exercise(next(questions), rng) for _ in range(mixture.exercises)]
@@ -166,9 +167,11 @@ def _expression(puzzle: Puzzle) -> str:
     return found[0]
 
 
-def _questions(seed: int, rng: np.random.Generator) -> Iterator[Puzzle]:
-    """Puzzles of both tasks in turn at random, none of them held out."""
-    sources = [Generator(task, seed + 1000, settings).walk() for task, settings in TASKS]
+def _questions(
+    tasks: Sequence[tuple[str, Mapping[str, object]]], seed: int, rng: np.random.Generator
+) -> Iterator[Puzzle]:
+    """Puzzles of the tasks in turn at random, none of them held out."""
+    sources = [Generator(task, seed + 1000, settings).walk() for task, settings in tasks]
     while True:
         yield next(sources[rng.integers(len(sources))])[1]
 
