@@ -6,9 +6,9 @@ There is no batch dimension and no padding. ``cu_seqlens`` says where sequences 
     T tokens of all sequences together    N sequences    D hidden_size
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import accumulate
+from itertools import accumulate, cycle
 
 import torch
 from torch import Tensor
@@ -28,11 +28,21 @@ class Batch:
 
     @classmethod
     def from_sequences(
-        cls, sequences: Sequence[Sequence[int]], labels: Sequence[Sequence[int]] | None = None
+        cls,
+        sequences: Sequence[Sequence[int]],
+        labels: Sequence[Sequence[int]] | None = None,
+        multiple: int = 1,
     ) -> "Batch":
         """Lay token lists end to end; labels, if given, have the same lengths and are already
         shifted.
+
+        The first sequences once more, ignored, may bring T to a multiple: for each new T a matrix
+        library prepares every product anew, which takes as long as the product, and keeps it.
         """
+        if all(sequences) and (missing := -sum(map(len, sequences)) % multiple):
+            again = list(_repeated(sequences, missing))
+            sequences = [*sequences, *again]
+            labels = None if labels is None else [*labels, *([IGNORE] * len(one) for one in again)]
         lengths = [len(sequence) for sequence in sequences]
         if not lengths or min(lengths) == 0:
             raise ValueError(
@@ -60,3 +70,12 @@ class Batch:
         return Batch(
             self.tokens.to(device), self.positions.to(device), self.cu_seqlens, labels, embeds
         )
+
+
+def _repeated(sequences: Sequence[Sequence[int]], tokens: int) -> Iterator[Sequence[int]]:
+    """The sequences one after the other, until there are so many tokens."""
+    for sequence in cycle(sequences):
+        yield sequence[:tokens]
+        tokens -= min(tokens, len(sequence))
+        if not tokens:
+            return

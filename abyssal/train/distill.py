@@ -29,6 +29,7 @@ from abyssal.train import lora, reinforce_rows
 from abyssal.train.divergence import Guide, Kind, Name, divergence
 from abyssal.train.exercises import Group, examine, judged
 from abyssal.train.history import Evaluation, Examination, Sample
+from abyssal.train.lessons import ROUND
 from abyssal.train.loss import Losses, balance_term
 from abyssal.train.machine import Machine
 from abyssal.train.objective import Probe
@@ -274,4 +275,4 @@ def lay_out(answers: Sequence[Answer]) -> Batch:
     """Prompts and answers end to end, the answers' tokens as labels."""
     sequences = [[*answer.prompt, *answer.tokens[:-1]] for answer in answers]
     labels = [[*[IGNORE] * (len(answer.prompt) - 1), *answer.tokens] for answer in answers]
-    return Batch.from_sequences(sequences, labels)
+    return Batch.from_sequences(sequences, labels, multiple=ROUND)

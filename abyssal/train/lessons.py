@@ -21,7 +21,7 @@ from abyssal.train.optim import Optimizer
 from abyssal.train.reinforce import GRPO
 from abyssal.train.rollouts import Answer, Gap, gap
 
-ROUND = 1024  # tokens that a batch is a multiple of
+ROUND = 1024  # tokens that a batch is filled up to a multiple of
 
 
 class Lesson(NamedTuple):
@@ -145,20 +145,15 @@ def lessons_of(draw: Draw, run: GRPO) -> list[Lesson]:
 
 
 def laid_out(answers: Sequence[Answer], device: torch.device) -> tuple[Batch, Tensor, Tensor]:
-    """Prompts and answers end to end, the rows that predict the answers' tokens, and these.
-
-    A filler follows: a batch of yet another length would have every product compiled anew, which
-    takes as long as the product, and each compiled one keeps its memory.
-    """
+    """Prompts and answers end to end, the rows that predict the answers' tokens, and these."""
     sequences = [[*answer.prompt, *answer.tokens[:-1]] for answer in answers]
     rows, at = [], 0
     for answer, sequence in zip(answers, sequences, strict=True):
         rows.append(torch.arange(at + len(answer.prompt) - 1, at + len(sequence)))
         at += len(sequence)
     labels = torch.tensor([token for answer in answers for token in answer.tokens])
-    if missing := -at % ROUND:
-        sequences.append([0] * missing)
-    return Batch.from_sequences(sequences).to(device), torch.cat(rows).to(device), labels.to(device)
+    batch = Batch.from_sequences(sequences, multiple=ROUND)
+    return batch.to(device), torch.cat(rows).to(device), labels.to(device)
 
 
 def micro_batches(lessons: Sequence[Lesson], tokens: int) -> Iterator[list[int]]:

@@ -12,21 +12,30 @@ own, as preferences and reinforcement need.
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 LOGITS_BYTES = 1 << 24  # of float32 logits, formed at a time
+ROUND = 512  # rows that a call is filled up to a multiple of
 
 
 def logprobs(hidden: Tensor, head: Tensor, labels: Tensor, temperature: float = 1.0) -> Tensor:
-    """hidden (T, D), head (W, D), labels (T,) -> the log-probability of each label (T,) float32."""
-    found: Tensor = _ChunkedLogprobs.apply(hidden, head, labels, temperature)  # type: ignore[no-untyped-call]
-    return found
+    """hidden (T, D), head (W, D), labels (T,) -> the log-probability of each label (T,) float32.
+
+    Rows are filled up to a round number: a matrix library prepares a kernel for every new one, and
+    keeps some 15 MB for each.
+    """
+    missing = -len(hidden) % ROUND
+    filled = F.pad(hidden, (0, 0, 0, missing)), head, F.pad(labels, (0, missing))
+    found: Tensor = _ChunkedLogprobs.apply(*filled, temperature)  # type: ignore[no-untyped-call]
+    return found[: len(hidden)]
 
 
 def rows_at_a_time(head: Tensor) -> int:
-    """Rows of logits that fit LOGITS_BYTES."""
-    return max(32, LOGITS_BYTES // (4 * len(head)))
+    """Rows of logits that fit LOGITS_BYTES, a round number where there are many."""
+    rows = max(32, LOGITS_BYTES // (4 * len(head)))
+    return rows // ROUND * ROUND or rows
 
 
 class _ChunkedLogprobs(torch.autograd.Function):
