@@ -10,13 +10,25 @@ from typing import Annotated
 import typer
 
 import abyssal
-from abyssal.cli import Verb, build, console, convert, evaluate, measure, service, speed, talk, use
+from abyssal.cli import (
+    Verb,
+    build,
+    console,
+    convert,
+    evaluate,
+    measure,
+    needle,
+    service,
+    speed,
+    talk,
+    use,
+)
 from abyssal.errors import AbyssalError
 
 PANELS: dict[str, Iterable[Verb]] = {
     "Build": (*build.VERBS, *convert.VERBS),
     "Use": (*talk.VERBS, *use.VERBS, *service.VERBS),
-    "Measure": (*evaluate.VERBS, *measure.VERBS, *speed.VERBS),
+    "Measure": (*evaluate.VERBS, *needle.VERBS, *measure.VERBS, *speed.VERBS),
 }
 
 
