@@ -11,17 +11,21 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Literal, Self, get_args
 
 from abyssal.errors import CheckpointError, ConfigError
+
+RopeType = Literal["yarn", "linear"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RopeScaling:
     """YaRN (arXiv 2309.00071) as DeepSeek-V3 uses it, section 4.3; the defaults are the released
-    ones.
+    ones. Of type "linear" it is position interpolation (arXiv 2306.15595): every pair is slowed by
+    `factor`, and betas and mscales are not used.
     """
 
+    type: RopeType = "yarn"
     factor: float = 40.0  # longest context / original_max_position_embeddings
     original_max_position_embeddings: int = 4096  # tokens the model was pre-trained at
     beta_fast: float = 32.0  # pairs that turn more often than this keep their frequency
@@ -30,6 +34,8 @@ class RopeScaling:
     mscale_all_dim: float = 1.0
 
     def __post_init__(self) -> None:
+        if self.type not in get_args(RopeType):
+            raise ConfigError(f"rope_scaling.type={self.type!r}, expected 'yarn' or 'linear'")
         if self.factor < 1:
             raise ConfigError(
                 f"rope_scaling.factor={self.factor}, expected at least 1; use 1 to turn it off"
@@ -169,11 +175,10 @@ class ModelConfig:
         scaling = own.pop("rope_scaling")
         rope = {"rope_type": "default", "type": "default", "rope_theta": self.rope_theta}
         if scaling:
-            rope |= {"rope_type": "yarn", "type": "yarn", **scaling}
-        released = (
-            {"rope_scaling": {"type": "yarn", **scaling}} if scaling else {"rope_scaling": None}
-        )
-        return {**_FIXED, **own, **released, "rope_parameters": rope,
+            for name in () if scaling["type"] == "yarn" else _YARN_ONLY:
+                del scaling[name]  # transformers would apply a temperature it finds
+            rope |= {"rope_type": scaling["type"], **scaling}
+        return {**_FIXED, **own, "rope_scaling": scaling, "rope_parameters": rope,
                 "num_key_value_heads": self.num_attention_heads, "qk_head_dim": self.qk_head_dim,
                 "head_dim": self.qk_rope_head_dim}  # fmt: skip
 
@@ -229,8 +234,8 @@ class ModelConfig:
         reach = self.rope_scaling.factor * original
         if self.max_position_embeddings > reach:
             raise ConfigError(
-                f"max_position_embeddings={self.max_position_embeddings}, but YaRN reaches factor "
-                "* original = "
+                f"max_position_embeddings={self.max_position_embeddings}, but "
+                f"{self.rope_scaling.type} scaling reaches factor * original = "
                 f"{self.rope_scaling.factor:g} * {original} = {reach:g}; raise rope_scaling.factor"
             )
 
@@ -275,6 +280,8 @@ _OPTIONAL = {
     "q_lora_rank",
 }
 
+_YARN_ONLY = ("beta_fast", "beta_slow", "mscale", "mscale_all_dim")
+
 # What the architecture fixes: written to every config.json, refused where a file says otherwise.
 _FIXED: dict[str, Any] = {
     "architectures": ["DeepseekV3ForCausalLM"],
@@ -315,17 +322,24 @@ def _rope_scaling(rope: Mapping[str, Any], published: Mapping[str, Any]) -> Rope
     kind = rope.get("rope_type", rope.get("type", "default"))
     if kind == "default":
         return None
-    if kind != "yarn":
-        raise ConfigError(f"rope type {kind!r}, expected 'yarn' or none: DeepSeek-V3 uses no other")
+    if kind not in get_args(RopeType):
+        raise ConfigError(f"rope type {kind!r}, expected 'yarn', 'linear' or none")
     known = {
         f.name: rope[f.name]
         for f in dataclasses.fields(RopeScaling)
         if rope.get(f.name) is not None
-    }
-    for name in ("factor", "original_max_position_embeddings", "mscale", "mscale_all_dim"):
+    } | {"type": kind}
+    for name in _YARN_ONLY if kind == "linear" else ():
+        if name in known:
+            raise ConfigError(
+                f"rope_scaling has {name}={known[name]!r}, which type 'linear' does not use; "
+                "remove it, or say type 'yarn'"
+            )
+    required = ("factor", "original_max_position_embeddings", "mscale", "mscale_all_dim")
+    for name in required if kind == "yarn" else required[:2]:
         if name not in known:
             raise ConfigError(
-                f"rope_scaling lacks {name!r}; expected it beside type 'yarn' in config.json"
+                f"rope_scaling lacks {name!r}; expected it beside type {kind!r} in config.json"
             )
     return RopeScaling(**known)
 

@@ -67,6 +67,13 @@ def prepare(
             "--puzzles", help="No paths: exercises, sums and stories, and a tokenizer, for r1/base."
         ),
     ] = False,
+    needles: Annotated[
+        bool,
+        typer.Option(
+            "--needles",
+            help="No paths: long texts that hide a key, and a tokenizer, for long/base.",
+        ),
+    ] = False,
     chats: Annotated[
         bool, typer.Option("--chats", help='Rows are {"messages": [...]}, for fine-tuning.')
     ] = False,
@@ -78,15 +85,17 @@ def prepare(
     json: Json = False,
 ) -> None:
     """Clean, deduplicate and encode text into shards to train on."""
-    if puzzles:
-        _prepare_puzzles(out, json)
+    if puzzles or needles:
+        _prepare_shipped(out, json, puzzles, needles)
         return
     from abyssal.data.prepare import prepare_chats, prepare_texts
     from abyssal.errors import DataError
     from abyssal.tokenizer.bpe import Tokenizer
 
     if not paths or tokenizer is None:
-        raise DataError("nothing to prepare; name files and --tokenizer FOLDER, or give --puzzles")
+        raise DataError(
+            "nothing to prepare; name files and --tokenizer FOLDER, or give --puzzles or --needles"
+        )
     loaded = Tokenizer.load(tokenizer)
     if chats:
         shards, report = prepare_chats(paths, loaded, out, layout=layout)
@@ -96,10 +105,14 @@ def prepare(
     console.show({**result, **report.to_dict()}, as_json=json)
 
 
-def _prepare_puzzles(out: Path, as_json: bool) -> None:
-    from abyssal.train import worked
+def _prepare_shipped(out: Path, as_json: bool, puzzles: bool, needles: bool) -> None:
+    """What recipes of this package read, made of the text in it."""
+    from abyssal.errors import DataError
+    from abyssal.train import haystacks, worked
 
-    for doing in worked.prepare(out):
+    if puzzles and needles:
+        raise DataError("--puzzles and --needles are two; give them folders of their own")
+    for doing in (worked if puzzles else haystacks).prepare(out):
         console.note(doing)
     made = {"tokenizer": out / "tokenizer", "data": out / "data"}
     console.show(made, as_json=as_json, title="made")
@@ -233,6 +246,7 @@ VERBS = (
         (
             "abyssal prepare books/ --tokenizer out/tokenizer --out out/data/books",
             "abyssal prepare --puzzles --out out/r1",
+            "abyssal prepare --needles --out out/long",
             "abyssal prepare chats.jsonl.gz --chats --tokenizer out/tokenizer --out out/data/chats",
         ),
     ),

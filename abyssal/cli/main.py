@@ -17,6 +17,7 @@ from abyssal.cli import (
     convert,
     evaluate,
     measure,
+    needle,
     sample,
     service,
     speed,
@@ -28,7 +29,7 @@ from abyssal.errors import AbyssalError
 PANELS: dict[str, Iterable[Verb]] = {
     "Build": (*build.VERBS, *sample.VERBS, *convert.VERBS),
     "Use": (*talk.VERBS, *use.VERBS, *service.VERBS),
-    "Measure": (*evaluate.VERBS, *measure.VERBS, *speed.VERBS),
+    "Measure": (*evaluate.VERBS, *needle.VERBS, *measure.VERBS, *speed.VERBS),
 }
 
 

@@ -17,31 +17,42 @@ import random
 import re
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from abyssal.checkpoint.files import publish_json
+from abyssal.config import ModelConfig, RopeScaling
 from abyssal.data import corpus, subjects
 from abyssal.engine.likelihood import Scorer
 from abyssal.engine.llm import LLM
+from abyssal.engine.options import EngineOptions
 from abyssal.errors import RequestError
 from abyssal.evals.endings import chosen, continuations
 from abyssal.evals.intervals import interval
 from abyssal.evals.records import RESULTS, Records, Row, claim, head, identity
 from abyssal.evals.task import Choice, Item
+from abyssal.model.transformer import DeepSeekV3
 from abyssal.report.heatmap import heat_map
+from abyssal.tokenizer.bpe import Tokenizer
 
 OPENING = "There is a pass key hidden in this text. Find it and remember it.\n\n"
 NEEDLE = " The pass key is {key}. Remember it. {key} is the pass key."
 QUESTION = "\n\nWhat is the pass key? The pass key is"
 KEYS = 10  # to choose from
-NUMBERS = tuple(map(str, range(10_000, 100_000)))
 WORDS = tuple(sorted(subjects.WORDS["creatures"] | subjects.WORDS["toys"]))
 METRICS = ("exact", "choice")
 EDGES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 NAME = "needle"
+
+
+def is_held_out(number: int) -> bool:
+    """Whether a key is for examinations only: one number in seven; training hides the others."""
+    return number % 7 == 3
+
+
+NUMBERS = tuple(str(number) for number in range(10_000, 100_000) if is_held_out(number))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -80,15 +91,24 @@ def search(
     Nobody else may use this LLM meanwhile. Who stops reading stops the run.
 
     Raises:
-        RequestError: a length is more than the model reads, or less than the question takes.
+        RequestError: a length is more than the model reads (see `opened`), or less than the
+            question takes.
         DataError: `out` belongs to another search.
     """
     context = llm.config.max_position_embeddings
     if max(what.lengths) > context:
         raise RequestError(f"a length of {max(what.lengths):,} tokens; the model reads {context:,}")
     items, scorer = _items(what), Scorer(llm.engine)
+    scaling = llm.config.rope_scaling
+    positions = {
+        "context": ModelConfig.load(
+            folder
+        ).max_position_embeddings,  # without what `opened` changed
+        "rope": f"{scaling.type}:{scaling.factor:g}" if scaling else "plain",
+    }
     run = {
         "model": identity(folder),
+        **positions,
         **asdict(what),
         "lengths": sorted(what.lengths),
         "depths": list(what.depths),
@@ -104,7 +124,33 @@ def search(
             sums = {name: total + row[name] for name, total in sums.items()}
             means = {name: total / count for name, total in sums.items()}
             yield Progress(len(done) + count, len(items), means)
-        publish_json(Path(out) / RESULTS, results(what, records.rows(len(items))))
+        publish_json(Path(out) / RESULTS, results(what, records.rows(len(items))) | positions)
+
+
+def opened(folder: str | Path, longest: int, scaling: RopeScaling | None = None) -> LLM:
+    """The model of a folder, ready for a search; where `longest` tokens are more than it was made
+    for, or `scaling` is another, under positions that it was not trained with.
+
+    Raises:
+        ConfigError: the scaling does not reach that far.
+    """
+    own = ModelConfig.load(folder)
+    config = replace(
+        own,
+        max_position_embeddings=max(longest, own.max_position_embeddings),
+        rope_scaling=scaling or own.rope_scaling,
+    )
+    options = EngineOptions(deterministic=True)
+    if config == own:
+        return LLM(folder, options=options)
+    return LLM(DeepSeekV3.load(folder, config), Tokenizer.load(folder), options=options)
+
+
+def evenly(count: int) -> tuple[float, ...]:
+    """That many depths from 0 to 1; one is in the middle."""
+    if count == 1:
+        return (0.5,)
+    return tuple(round(i / (count - 1), 4) for i in range(count))
 
 
 def _items(what: Search) -> list[Item]:
@@ -181,8 +227,13 @@ def prompt(llm: LLM, item: Item, room: int) -> str:
 
 @cache
 def _sentences() -> tuple[str, ...]:
-    """The held-out stories, sentence by sentence, each with the space before it."""
-    text = " ".join(" ".join(story.split()) for story in corpus.stories("valid"))
+    """The held-out stories."""
+    return sentences_of(corpus.stories("valid"))
+
+
+def sentences_of(stories: Sequence[str]) -> tuple[str, ...]:
+    """Stories sentence by sentence, each with the space before it."""
+    text = " ".join(" ".join(story.split()) for story in stories)
     return tuple(f" {sentence}" for sentence in re.split(r"(?<=[.!?])\s+", text) if sentence)
 
 

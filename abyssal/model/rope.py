@@ -1,9 +1,10 @@
-"""Rotary frequencies, plain and with YaRN, and the softmax scale that goes with them.
+"""Rotary frequencies, plain, interpolated and with YaRN, and the softmax scale that goes with them.
 
 DeepSeek-V3 (arXiv 2412.19437), section 4.3; YaRN (arXiv 2309.00071). Pairs that turn often within
 the original context keep their frequency, pairs that turn less than once are slowed by ``factor``,
 and a ramp joins both. The temperature sqrt(t) = 0.1 ln(factor) + 1 acts on the whole attention
-logit, squared, and not on cos and sin: doing both would count it twice.
+logit, squared, and not on cos and sin: doing both would count it twice. Position interpolation
+(arXiv 2306.15595) slows every pair, and there is no temperature.
 
     T tokens    R qk_rope_head_dim
 """
@@ -23,6 +24,8 @@ def inverse_frequencies(config: ModelConfig) -> Tensor:
     yarn = config.rope_scaling
     if yarn is None:
         return plain
+    if yarn.type == "linear":
+        return plain / yarn.factor
     low: float = max(math.floor(_pair_turning(yarn.beta_fast, config, yarn)), 0)
     high: float = min(math.ceil(_pair_turning(yarn.beta_slow, config, yarn)), R - 1)
     if low == high:
@@ -35,7 +38,7 @@ def cos_sin(config: ModelConfig, positions: Tensor) -> tuple[Tensor, Tensor]:
     """The cosine and sine of every angle at positions (T,): two of (T, R/2) float32."""
     angles = positions.float().unsqueeze(-1) * inverse_frequencies(config).to(positions.device)
     yarn = config.rope_scaling
-    if yarn is None:
+    if yarn is None or yarn.type == "linear":
         return angles.cos(), angles.sin()
     amplitude = _temperature(yarn.factor, 1.0)
     if yarn.mscale and yarn.mscale_all_dim:  # 1 in the released model, whose two mscales are equal
@@ -51,8 +54,9 @@ def softmax_scale(config: ModelConfig) -> float:
     The released model: 192 ** -0.5 * 1.3688879 ** 2 = 0.1352338.
     """
     scale: float = config.qk_head_dim**-0.5
-    if config.rope_scaling and config.rope_scaling.mscale_all_dim:
-        scale *= _temperature(config.rope_scaling.factor, config.rope_scaling.mscale_all_dim) ** 2
+    yarn = config.rope_scaling
+    if yarn is not None and yarn.type == "yarn" and yarn.mscale_all_dim:
+        scale *= _temperature(yarn.factor, yarn.mscale_all_dim) ** 2
     return scale
 
 

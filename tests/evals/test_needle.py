@@ -6,9 +6,10 @@ from dataclasses import replace
 
 import pytest
 
+from abyssal.config import RopeScaling
 from abyssal.engine.llm import LLM
 from abyssal.engine.options import EngineOptions
-from abyssal.errors import DataError, RequestError
+from abyssal.errors import ConfigError, DataError, RequestError
 from abyssal.evals import needle
 from abyssal.evals.needle import KEYS, Search, figure, search, table
 from tests.report.page import Page
@@ -118,3 +119,40 @@ def test_the_map_is_the_mean_of_the_trials(llm, folder, tmp_path):
 def test_what_cannot_be_searched_is_refused(llm, folder, tmp_path, what, said):
     with pytest.raises(RequestError, match=said):
         list(search(llm, folder, tmp_path, Search(**what)))
+
+
+# Positions that a model was not trained with
+
+
+def test_a_model_is_searched_beyond_what_it_was_made_to_read(folder, tmp_path):
+    what = Search(lengths=(300, 700), depths=(0.5,), trials=1)
+    *_, last = search(needle.opened(folder, 700), folder, tmp_path, what)
+    assert (last.done, last.total) == (2, 2)
+    found = json.loads((tmp_path / "results.json").read_text())
+    assert (found["context"], found["rope"]) == (512, "plain")
+    assert [row["length"] for row in rows_of(tmp_path)] == [300, 700]
+
+
+def test_within_its_length_a_model_opened_so_is_the_folder_s(folder, llm, tmp_path):
+    what = Search(lengths=(300,), depths=(0.5,), trials=1)
+    for out, asked in (("own", llm), ("raised", needle.opened(folder, 700))):
+        list(search(asked, folder, tmp_path / out, what))
+    own, raised = (rows_of(tmp_path / out)[0] for out in ("own", "raised"))
+    assert raised["text"] == own["text"]
+    assert raised["logprobs"] == pytest.approx(own["logprobs"], abs=0.05)
+
+
+def test_other_positions_are_another_search(folder, tmp_path):
+    what = Search(lengths=(300,), depths=(0.5,), trials=1)
+    slow = RopeScaling(type="linear", factor=4.0, original_max_position_embeddings=512)
+    list(search(needle.opened(folder, 300, slow), folder, tmp_path, what))
+    assert json.loads((tmp_path / "results.json").read_text())["rope"] == "linear:4"
+    with pytest.raises(DataError, match="rope=linear:4, not plain"):
+        list(search(needle.opened(folder, 300), folder, tmp_path, what))
+    with pytest.raises(ConfigError, match="linear scaling reaches factor"):
+        needle.opened(folder, 4096, slow)
+
+
+@pytest.mark.parametrize(("count", "depths"), [(1, (0.5,)), (3, (0.0, 0.5, 1.0))])
+def test_depths_are_even(count, depths):
+    assert needle.evenly(count) == depths

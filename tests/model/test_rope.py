@@ -72,3 +72,14 @@ def test_angles_at_the_end_of_the_context_are_exact_to_float32():
     cos, _ = cos_sin(RELEASED, torch.tensor([position]))
     exact = torch.cos(position * inverse_frequencies(RELEASED).double())
     torch.testing.assert_close(cos[0].double(), exact, atol=2e-2, rtol=0)
+
+
+def test_linear_scaling_reads_positions_that_lie_factor_times_as_dense():
+    linear = RopeScaling(type="linear", factor=4.0, original_max_position_embeddings=4096)
+    config = dataclasses.replace(RELEASED, rope_scaling=linear, max_position_embeddings=16384)
+    positions = torch.arange(4096)
+    for scaled, plain in zip(
+        cos_sin(config, 4 * positions), cos_sin(PLAIN, positions), strict=True
+    ):
+        assert torch.equal(scaled, plain)
+    assert softmax_scale(config) == softmax_scale(PLAIN)

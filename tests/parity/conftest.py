@@ -66,6 +66,7 @@ def _scalings() -> Iterator[RopeScaling]:
     yield RopeScaling(factor=10.0, original_max_position_embeddings=16)
     yield RopeScaling(original_max_position_embeddings=64, mscale=0.707)
     yield RopeScaling(original_max_position_embeddings=4096, beta_fast=16.0, mscale_all_dim=0.5)
+    yield RopeScaling(type="linear", factor=10.0, original_max_position_embeddings=16)
 
 
 @pytest.fixture(scope="module", params=SEEDS)
