@@ -36,10 +36,13 @@ class Batch:
         """Lay token lists end to end; labels, if given, have the same lengths and are already
         shifted.
 
-        The first sequences once more, ignored, may bring T to a multiple: for each new T a matrix
-        library prepares every product anew, which takes as long as the product, and keeps it.
+        The first sequences once more, ignored, may bring T to a multiple, if that is at most a
+        quarter more: for each new T a matrix library prepares every product anew, which takes as
+        long as the product, and keeps it.
         """
-        if all(sequences) and (missing := -sum(map(len, sequences)) % multiple):
+        total = sum(map(len, sequences))
+        missing = -total % multiple
+        if 0 < 4 * missing <= total:
             again = list(_repeated(sequences, missing))
             sequences = [*sequences, *again]
             labels = None if labels is None else [*labels, *([IGNORE] * len(one) for one in again)]

@@ -19,7 +19,7 @@ from abyssal.train import worked
 from abyssal.train.exercises import Exercises
 from abyssal.train.forms import prompt_tokens
 from abyssal.train.general import general_questions, is_graded
-from abyssal.train.history import read_metrics
+from abyssal.train.metrics import read_metrics
 from abyssal.train.reinforce import GRPO, General
 from abyssal.train.reinforcement import Reinforcement
 from abyssal.train.rollouts import Rollouts
