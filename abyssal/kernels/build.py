@@ -34,6 +34,7 @@ FLAGS = (
     "-std=c++17",
     "-fPIC",
     "-fopenmp",
+    "-ffp-contract=off",  # simd.h says where products and sums are rounded as one
     "-fno-math-errno",
     "-fno-trapping-math",
     "-Wall",

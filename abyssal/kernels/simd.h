@@ -9,6 +9,8 @@
 #include <cstring>
 #if defined(__x86_64__)
 #include <immintrin.h>
+#elif defined(__ARM_NEON)
+#include <arm_neon.h>
 #endif
 
 namespace ab {
@@ -66,7 +68,19 @@ inline void store_n(float* p, vf v, long n) {
 #endif
 }
 
-inline vf fma(vf a, vf b, vf c) { return a * b + c; }  // one instruction where there is one
+// a * b + c, rounded once where the CPU can. Nothing else is: left to itself, a compiler joins this
+// product with that sum in one loop and not in the next, and an answer's bits depend on its company.
+inline vf fma(vf a, vf b, vf c) {
+#if defined(__AVX512F__)
+  return (vf)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
+#elif defined(__FMA__)
+  return (vf)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c);
+#elif defined(__ARM_FEATURE_FMA) && defined(__ARM_NEON)
+  return (vf)vfmaq_f32((float32x4_t)c, (float32x4_t)a, (float32x4_t)b);
+#else
+  return a * b + c;
+#endif
+}
 inline vf vmax(vf a, vf b) { return b > a ? b : a; }   // a NaN in a stays
 inline vf vmin(vf a, vf b) { return b < a ? b : a; }
 inline vf vabs(vf x) { return bits_as<vf>(bits_as<vu>(x) & 0x7fffffffu); }
