@@ -37,7 +37,7 @@ CHAINS = (
     },
 )  # fmt: skip
 TASKS = (SUMS, CHAINS)
-STEPS, AT_ONCE, UNTAGGED = 0.15, 0.55, 0.3  # the shares of the writers
+WRITERS = (0.15, 0.55)  # shares that show steps and that answer at once; others know no tags
 LAYOUT: Thinking = "v3.1"  # of r1's chats: it thinks where it is asked to, and else answers at once
 GENERAL = ("facts_qa", "chatterbot")  # files of the corpus
 HELD_OUT_PAIRS = 100
@@ -52,6 +52,7 @@ class Mixture(NamedTuple):
     sums: int = 6000  # documents of eight sums each
     exercises: int = 40_000
     tasks: tuple[tuple[str, Mapping[str, object]], ...] = TASKS
+    writers: tuple[float, float] = WRITERS
 
 
 def prepare(out: str | Path, seed: int = 1, mixture: Mixture | None = None) -> Iterator[str]:
@@ -104,18 +105,21 @@ def documents(seed: int, mixture: Mixture) -> list[str]:
     questions = _questions(mixture.tasks, seed, rng)
     texts = [stories[i] for i in chosen]
     texts += ["\n".join(_sum(next(questions)) for _ in range(8)) for _ in range(mixture.sums)]
-    texts += [exercise(next(questions), rng) for _ in range(mixture.exercises)]
+    count, writers = mixture.exercises, mixture.writers
+    texts += [exercise(next(questions), rng, writers) for _ in range(count)]
     order = rng.permutation(len(texts))
     return [texts[i] for i in order]
 
 
-def exercise(puzzle: Puzzle, rng: np.random.Generator) -> str:
+def exercise(
+    puzzle: Puzzle, rng: np.random.Generator, writers: tuple[float, float] = WRITERS
+) -> str:
     """A puzzle in the form it is asked in, and one writer's solution."""
     expression = _expression(puzzle)
     kind = rng.random()
-    if kind < STEPS:
+    if kind < writers[0]:
         solved = f"<think> {steps(expression)} </think> <answer> {puzzle.answer} </answer>"
-    elif kind < STEPS + AT_ONCE:
+    elif kind < sum(writers):
         whole = f"{expression} = {puzzle.answer}"
         solved = f"<think> {whole} </think> <answer> {puzzle.answer} </answer>"
     else:
