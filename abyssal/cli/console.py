@@ -13,11 +13,14 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from rich.console import Console, RenderableType
 from rich.markup import escape
 from rich.table import Table
+
+if TYPE_CHECKING:
+    from abyssal.train.stopping import Stopping
 
 _QUIET_S = 30  # between two lines of progress where there is no terminal
 _UNWRAPPED = 10_000  # columns
@@ -158,6 +161,20 @@ class _Silent:
             left_s = (now - self.began) * (total - done) / done
             text = f"{self.what}: {done / total:.0%}  {note}  {duration(left_s)} left"
             err().print(text, markup=False, soft_wrap=True)
+
+
+@contextmanager
+def resumable() -> Iterator["Stopping"]:
+    """A loop that leaves at a signal; the command then ends with 128 + the signal's number."""
+    from typer import Exit
+
+    from abyssal.train.stopping import Stopping
+
+    with Stopping() as stopping:
+        yield stopping
+    if stopping.signal is not None:
+        note("stopped; run the same command to go on")
+        raise Exit(128 + stopping.signal)
 
 
 @contextmanager

@@ -113,9 +113,7 @@ def _run(evaluation: "Evaluation") -> None:
     from contextlib import closing
     from itertools import groupby
 
-    from abyssal.train.stopping import Stopping
-
-    with Stopping() as stopping, closing(evaluation.run()) as steps:
+    with console.resumable() as stopping, closing(evaluation.run()) as steps:
         for name, some in groupby(steps, lambda step: step.task):
             with console.progress(name, 1) as bar:
                 for step in some:
@@ -125,9 +123,6 @@ def _run(evaluation: "Evaluation") -> None:
                         break
             if stopping.signal is not None:
                 break
-    if stopping.signal is not None:
-        console.note("stopped; run the same command to go on")
-        raise typer.Exit(128 + stopping.signal)
 
 
 def _list(as_json: bool) -> None:

@@ -68,10 +68,9 @@ def _search(llm: "LLM", folder: str, out: str, what: "Search", as_json: bool) ->
     from abyssal.evals.needle import METRICS, NAME, search, table
     from abyssal.evals.page import write_page
     from abyssal.evals.records import RESULTS
-    from abyssal.train.stopping import Stopping
 
     with (
-        Stopping() as stopping,
+        console.resumable() as stopping,
         closing(search(llm, folder, out, what)) as steps,
         console.progress(NAME, 1) as bar,
     ):
@@ -80,9 +79,6 @@ def _search(llm: "LLM", folder: str, out: str, what: "Search", as_json: bool) ->
             bar.at(step.done, total=step.total, note=found)
             if stopping.signal is not None:
                 break
-    if stopping.signal is not None:
-        console.note("stopped; run the same command to go on")
-        raise typer.Exit(128 + stopping.signal)
     results: dict[str, Any] = json.loads((Path(out) / RESULTS).read_bytes())
     page = write_page(out, "Needle in a haystack")
     if as_json:

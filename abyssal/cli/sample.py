@@ -21,56 +21,72 @@ Tasks = Annotated[
 ]
 
 
+_Teacher = Annotated[
+    str, typer.Argument(help="A model folder, or the URL of an OpenAI-compatible service.")
+]
+_Out = Annotated[Path, typer.Option(help="Folder for answers, traces and shards.")]
+_Task = Annotated[
+    list[str] | None,
+    typer.Option(help='Instead: a generator and its settings, "gcd max_value=50".'),
+]
+_Questions = Annotated[int, typer.Option(help="Questions to ask.", metavar="N")]
+_Answers = Annotated[int, typer.Option(help="Answers to each.", metavar="N")]
+_Form = Annotated[
+    Literal["zero", "chat"],
+    typer.Option(help="How the teacher is asked: R1-Zero's plain text, or as a user."),
+]
+_Write = Annotated[
+    Literal["zero", "chat"], typer.Option(help="What the student is to learn, in shards.")
+]
+_Layout = Annotated[
+    Literal["r1", "v3.1"], typer.Option(help="Of chats: those of a folder, and those written.")
+]
+_Temperature = Annotated[float, typer.Option(help="0: always the likeliest.", metavar="T")]
+_TopP = Annotated[float, typer.Option(help="Draw from the likeliest only.", metavar="P")]
+_MaxTokens = Annotated[int, typer.Option(help="Longest answer, its thought included.", metavar="N")]
+_Seed = Annotated[int, typer.Option(help="Same seed, same questions.", metavar="N")]
+_Keep = Annotated[int, typer.Option(help="Good answers kept of a question.", metavar="N")]
+_Language = Annotated[
+    float, typer.Option(help="Least share of the thought's words in English.", metavar="P")
+]
+_Paragraph = Annotated[int, typer.Option(help="Longest paragraph, in characters.", metavar="N")]
+_Tokenizer = Annotated[
+    Path | None,
+    typer.Option(help="The student's tokenizer folder; without it, the teacher's."),
+]
+_Instruct = Annotated[
+    str, typer.Option(help="Told the teacher behind each question, not the student.")
+]
+_Model = Annotated[str | None, typer.Option(help="The model's name at a URL.", metavar="NAME")]
+_KeyVariable = Annotated[
+    str | None,
+    typer.Option("--key", help="Environment variable that holds the API key.", metavar="NAME"),
+]
+_Json = Annotated[bool, typer.Option("--json", help="One JSON object and nothing else.")]
+
+
 def sample(
-    teacher: Annotated[
-        str, typer.Argument(help="A model folder, or the URL of an OpenAI-compatible service.")
-    ],
-    out: Annotated[Path, typer.Option(help="Folder for answers, traces and shards.")],
+    teacher: _Teacher,
+    out: _Out,
     tasks: Tasks = "r1/zero",
-    task: Annotated[
-        list[str] | None,
-        typer.Option(help='Instead: a generator and its settings, "gcd max_value=50".'),
-    ] = None,
-    questions: Annotated[int, typer.Option(help="Questions to ask.", metavar="N")] = 1000,
-    answers: Annotated[int, typer.Option(help="Answers to each.", metavar="N")] = 4,
-    form: Annotated[
-        Literal["zero", "chat"],
-        typer.Option(help="How the teacher is asked: R1-Zero's plain text, or as a user."),
-    ] = "zero",
-    write: Annotated[
-        Literal["zero", "chat"], typer.Option(help="What the student is to learn, in shards.")
-    ] = "chat",
-    layout: Annotated[
-        Literal["r1", "v3.1"], typer.Option(help="Of chats: those of a folder, and those written.")
-    ] = "v3.1",
-    temperature: Annotated[float, typer.Option(help="0: always the likeliest.", metavar="T")] = 1.0,
-    top_p: Annotated[float, typer.Option(help="Draw from the likeliest only.", metavar="P")] = 1.0,
-    max_tokens: Annotated[
-        int, typer.Option(help="Longest answer, its thought included.", metavar="N")
-    ] = 256,
-    seed: Annotated[int, typer.Option(help="Same seed, same questions.", metavar="N")] = 0,
-    keep: Annotated[int, typer.Option(help="Good answers kept of a question.", metavar="N")] = 1,
-    language: Annotated[
-        float, typer.Option(help="Least share of the thought's words in English.", metavar="P")
-    ] = 0.9,
-    paragraph: Annotated[
-        int, typer.Option(help="Longest paragraph, in characters.", metavar="N")
-    ] = 2000,
-    tokenizer: Annotated[
-        Path | None,
-        typer.Option(help="The student's tokenizer folder; without it, the teacher's."),
-    ] = None,
-    instruct: Annotated[
-        str, typer.Option(help="Told the teacher behind each question, not the student.")
-    ] = "",
-    model: Annotated[
-        str | None, typer.Option(help="The model's name at a URL.", metavar="NAME")
-    ] = None,
-    key_variable: Annotated[
-        str | None,
-        typer.Option("--key", help="Environment variable that holds the API key.", metavar="NAME"),
-    ] = None,
-    json: Annotated[bool, typer.Option("--json", help="One JSON object and nothing else.")] = False,
+    task: _Task = None,
+    questions: _Questions = 1000,
+    answers: _Answers = 4,
+    form: _Form = "zero",
+    write: _Write = "chat",
+    layout: _Layout = "v3.1",
+    temperature: _Temperature = 1.0,
+    top_p: _TopP = 1.0,
+    max_tokens: _MaxTokens = 256,
+    seed: _Seed = 0,
+    keep: _Keep = 1,
+    language: _Language = 0.9,
+    paragraph: _Paragraph = 2000,
+    tokenizer: _Tokenizer = None,
+    instruct: _Instruct = "",
+    model: _Model = None,
+    key_variable: _KeyVariable = None,
+    json: _Json = False,
 ) -> None:
     """Let a teacher answer puzzles, keep what is right, and write shards of it.
 
@@ -140,10 +156,8 @@ def _run(sampling: "Sampling", sieve: "Sieve") -> None:
     """Ask what is left under a bar; a signal ends the command with 128 + its number."""
     from contextlib import closing
 
-    from abyssal.train.stopping import Stopping
-
     with (
-        Stopping() as stopping,
+        console.resumable() as stopping,
         console.progress("sampling", 1) as bar,
         closing(sampling.run(sieve)) as steps,
     ):
@@ -154,9 +168,6 @@ def _run(sampling: "Sampling", sieve: "Sieve") -> None:
             bar.at(step.done, total=step.total, note=note)
             if stopping.signal is not None:
                 break
-    if stopping.signal is not None:
-        console.note("stopped; run the same command to go on")
-        raise typer.Exit(128 + stopping.signal)
 
 
 VERBS = (
