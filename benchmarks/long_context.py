@@ -64,14 +64,16 @@ def main() -> None:
     options.add_argument(
         "--trials", type=int, default=20, help="at each depth; a quarter beyond 2K"
     )
+    options.add_argument("--seed", type=int, default=1, help="of every training")
     args = options.parse_args()
-    _train("long/base", args.out, "base")
+    seed = f"seed={args.seed}"
+    _train("long/base", args.out, "base", seed)
     for kind in ("linear", "yarn"):
         before = "base"
         for phase in PHASES.values():
             scaling = f"model.rope_scaling.type={kind}"
             _train(f"long/{phase}", args.out, f"{phase}-{kind}",
-                   f'init="{args.out / before}"', scaling)  # fmt: skip
+                   f'init="{args.out / before}"', scaling, seed)  # fmt: skip
             before = f"{phase}-{kind}"
     found = {arm: _search(arm, args.out, args.trials) for arm in ARMS}
     _print(found)
@@ -88,7 +90,6 @@ def _train(recipe: str, out: Path, name: str, *changes: str) -> None:
             f'out="{out / name}"',
             f'tokenizer="{out / "tokenizer"}"',
             f'data.sources=[{{name="needles", shards="{data / shards}"}}]',
-            f'data.held_out=[{{name="stories", shards="{data / "valid"}"}}]',
             *changes,
         ],
     )
@@ -159,7 +160,7 @@ def _draw(found: dict[Arm, dict[int, dict[str, Any]]], path: Path) -> None:
         axes.set_xticks(LENGTHS, [f"{n:,}" for n in LENGTHS])
         axes.minorticks_off()
         axes.set_title("short training" if trained else "no training", fontsize=10)
-        axes.legend(frameon=False, fontsize=8)
+        axes.legend(frameon=False, fontsize=8, loc="center", bbox_to_anchor=(0.72, 0.3))
         axes.spines[["top", "right"]].set_visible(False)
     panels[0].set_ylabel("passkeys found (exact)")
     figure.tight_layout()

@@ -49,14 +49,14 @@ def watch(run: "Reinforcement") -> "Reinforce | None":
         console.note(f"{run.folder} is done already")
         return None
     last = None
-    panel = Panel(f"{run.where} {run.stage}", run.run.steps)
+    panel = Panel(f"{run.where} {run.stage}", run.run.steps, run.run.minutes)
     run.told = panel.add
     with (
         console.live() as shown,
         console.progress(panel.what, panel.steps, drawn=shown is None) as bar,
     ):
         for last in run.steps():
-            bar.at(last.step, total=run.run.steps, note=panel.line())
+            bar.at(last.step, total=panel.planned, note=panel.line())
             if shown is not None:
                 shown(panel.drawn())
     if run.stopped_by is not None:
@@ -68,8 +68,8 @@ def watch(run: "Reinforcement") -> "Reinforce | None":
 class Panel:
     """What a run has written down so far, as a person watches it."""
 
-    def __init__(self, what: str, steps: int):
-        self.what, self.steps = what, steps
+    def __init__(self, what: str, steps: int, minutes: float | None = None):
+        self.what, self.steps, self.minutes = what, steps, minutes
         self._rows: list[Reinforce] = []
         self._exams: dict[str, list[Examination]] = {}
         self._load: Load | None = None
@@ -90,6 +90,14 @@ class Panel:
             self._sample = row
         elif isinstance(row, Step):
             self._elapsed_s = row.elapsed_s
+
+    @property
+    def planned(self) -> float:
+        """Steps of the whole run: no more than its minutes allow at the speed so far."""
+        if self.minutes is None or not self._rows or not self._elapsed_s:
+            return self.steps
+        done = self._rows[-1].step
+        return min(self.steps, max(done, done * 60 * self.minutes / self._elapsed_s))
 
     def line(self) -> str:
         """The latest step in a line."""
@@ -120,7 +128,8 @@ class Panel:
             said = f"{shares[-1]:.1%} ({low:.0%} to {high:.0%}) of {exams[-1].asked} held out"
             grid.add_row(name, Text(sparkline(shares)), said)
         done = self._rows[-1].step if self._rows else 0
-        head = f"{self.what}  {done:,} of {self.steps:,} steps  {console.duration(self._elapsed_s)}"
+        steps = f"{done:,} of {self.planned:,.0f} steps"
+        head = f"{self.what}  {steps}  {console.duration(self._elapsed_s)}"
         parts: list[RenderableType] = [Text(head, style="bold"), grid]
         if self._load is not None:
             loads = " ".join(sparkline(layer) for layer in self._load.load)

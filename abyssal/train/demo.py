@@ -33,7 +33,7 @@ RECAST = {"stories": 0.3, "chat": 0.5}  # requested stories told about something
 SEED = 1
 STAGES = ("base", "chat", "sums", "reason")
 SUMS = worked.Mixture(
-    stories=300, sums=3000, exercises=30_000, tasks=(worked.SUMS,), writers=(0.4, 0.4)
+    stories=300, sums=3000, exercises=30_000, tasks=(worked.SUMS,), writers=(0.4, 0.4), chats=False
 )  # more who show steps than r1/base has: there is less time to choose
 QUESTIONS = ("Hello! How are you?", "Please tell me a story about a little rabbit.", "Thank you!")
 

@@ -3,7 +3,7 @@
 Q questions    G answers to each
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -104,7 +104,7 @@ class Exercises:
         """As JSON knows it."""
         return {**self.questions.state(), "draws": self.draws}
 
-    def restore(self, state: dict[str, object]) -> None:
+    def restore(self, state: Mapping[str, object]) -> None:
         """Take back what `state` gave."""
         self.questions.restore(state)
         draws = state["draws"]
@@ -169,8 +169,12 @@ def examine(
 def _prompts(
     puzzles: Sequence[Puzzle], rollouts: Rollouts, form: Form, layout: Thinking
 ) -> list[list[int]]:
+    """General questions are answered at once where the layout allows it, as in fine-tuning."""
     prompts = rollouts.llm.prompts
-    return [prompt_tokens(prompts, puzzle.question, form, layout) for puzzle in puzzles]
+    return [
+        prompt_tokens(prompts, puzzle.question, form, layout, thinking=is_graded(puzzle))
+        for puzzle in puzzles
+    ]
 
 
 def _differs(group: Group) -> bool:

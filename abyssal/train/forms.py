@@ -59,12 +59,15 @@ def final(text: str) -> str | None:
     return boxed(text) or text.strip() or None
 
 
-def prompt_tokens(prompts: Prompts, question: str, form: Form, layout: Thinking) -> list[int]:
-    """The tokens a question is put with, up to where the answer begins.
+def prompt_tokens(
+    prompts: Prompts, question: str, form: Form, layout: Thinking, *, thinking: bool = True
+) -> list[int]:
+    """The tokens a question is put with, up to where the answer begins; chats of V3.1 need not
+    think.
 
     Raises:
         RequestError: it is too long for the model.
     """
     if form == "zero":
         return prompts.read(prompt_of(question))
-    return prompts.render([Message("user", question)], layout, thinking=True)
+    return prompts.render([Message("user", question)], layout, thinking=thinking or layout == "r1")

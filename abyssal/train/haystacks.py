@@ -2,12 +2,12 @@
 
     hidden    stories with a pass key between two sentences, asked for at the end, as
               `evals/needle.py` asks
-    echo      numbers, and the same again: looking back, at its simplest
-    story     one story
+    echo      a few digits or words in no order, again and again: looking back, at its simplest,
+              and the easier the shorter what comes back
 
-Of the first two only what can be found is learned, marked in the shards as fine-tuning marks
-answers: a small model is otherwise busy with the stories for long before it looks back. No key that
-an examination may ask for (`needle.is_held_out`) is in any of them.
+Only what can be found is learned, marked in the shards as fine-tuning marks answers: a small model
+is otherwise busy with the stories for long before it looks back. No key that an examination may ask
+for (`needle.is_held_out`) is in any of them.
 """
 
 import re
@@ -19,13 +19,15 @@ import numpy as np
 
 from abyssal.data import corpus
 from abyssal.data.documents import DropReport
-from abyssal.data.encoding import Encoded, encode, write_encoded
+from abyssal.data.encoding import Encoded, write_encoded
 from abyssal.evals.needle import NEEDLE, OPENING, QUESTION, is_held_out, sentences_of
 from abyssal.tokenizer.bpe import Tokenizer
 
 STORIES = 6000  # of the shipped ones, plenty to hide keys in
 VOCAB_SIZE = 1024  # a small head, most of what a small model costs
 LENGTHS = {"base": 512, "2k": 2048, "8k": 8192}  # tokens of the longest document, by shard folder
+PERIODS = (4, 64)  # tokens of what an echo repeats
+WORDS = 128  # the most frequent ones, which echoes are made of
 SHORT = (80, 128)  # tokens of every other one: little between the key and the question
 Part = tuple[list[int], bool]  # tokens, and whether they are learned
 
@@ -35,18 +37,17 @@ class Mixture(NamedTuple):
 
     hidden: int
     echoes: int
-    stories: int
 
 
 MIXTURES = {
-    "base": Mixture(hidden=26_000, echoes=5000, stories=600),
-    "2k": Mixture(hidden=2400, echoes=300, stories=50),
-    "8k": Mixture(hidden=900, echoes=100, stories=20),
+    "base": Mixture(hidden=24_000, echoes=24_000),
+    "2k": Mixture(hidden=2400, echoes=0),
+    "8k": Mixture(hidden=900, echoes=0),
 }
 
 
 def prepare(out: str | Path, seed: int = 1) -> Iterator[str]:
-    """Write OUT/tokenizer, OUT/data/base, 2k, 8k and valid; says what it does next."""
+    """Write OUT/tokenizer, OUT/data/base, 2k and 8k; says what it does next."""
     out = Path(out)
     if not (out / "tokenizer" / "tokenizer.json").is_file():
         yield f"training a tokenizer of {VOCAB_SIZE:,} words"
@@ -55,33 +56,31 @@ def prepare(out: str | Path, seed: int = 1) -> Iterator[str]:
         Tokenizer.train([*texts, *[OPENING + QUESTION] * 100], VOCAB_SIZE).save(out / "tokenizer")
     tokenizer = Tokenizer.load(out / "tokenizer")
     haystack: Haystack | None = None
-    for name in (*LENGTHS, "valid"):
+    for name, mixture in MIXTURES.items():
         if (out / "data" / name).is_dir():
             continue
         yield f"writing {name}"
-        if name == "valid":
-            stories = corpus.stories("valid")[:300]
-            encoded, count = encode(stories, tokenizer), len(stories)
-        else:
-            haystack = haystack or Haystack(corpus.stories("train")[:STORIES], tokenizer)
-            encoded = haystack.documents(MIXTURES[name], LENGTHS[name], seed)
-            count = sum(MIXTURES[name])
-        write_encoded(out / "data" / name, encoded, tokenizer, DropReport(total=count))
+        haystack = haystack or Haystack(corpus.stories("train")[:STORIES], tokenizer)
+        encoded = haystack.documents(mixture, LENGTHS[name], seed)
+        write_encoded(out / "data" / name, encoded, tokenizer, DropReport(total=sum(mixture)))
 
 
 class Haystack:
     """Sentences of stories, and documents made of them."""
 
     def __init__(self, stories: Sequence[str], tokenizer: Tokenizer):
-        self.stories, self.tokenizer = stories, tokenizer
+        self.tokenizer = tokenizer
         self.texts = sentences_of(stories)
         self.tokens = tokenizer.encode_batch(list(self.texts))
+        known, often = np.unique(np.concatenate(self.tokens), return_counts=True)
+        self.words = known[np.argsort(-often, kind="stable")][:WORDS]
+        self.digits = np.array([tokenizer.encode(digit)[0] for digit in "0123456789"])
         self.room = sum(len(tokens) for tokens, _ in self._framed([], [], "10000"))
 
     def documents(self, mixture: Mixture, longest: int, seed: int) -> Iterator[Encoded]:
         """Documents of all kinds in random order, none longer than `longest` tokens."""
         rng = np.random.default_rng([seed, longest])
-        makers = (self.hidden, self.echo, self.story)
+        makers = (self.hidden, self.echo)
         kinds = np.repeat(np.arange(len(makers)), mixture)
         bos, eos = self.tokenizer.bos_token_id, self.tokenizer.eos_token_id
         for kind in rng.permutation(kinds):
@@ -101,15 +100,11 @@ class Haystack:
         return self._framed(chosen[:place], chosen[place:], draw_key(rng))
 
     def echo(self, length: int, rng: np.random.Generator) -> list[Part]:
-        """Numbers, and the same again, which is learned."""
-        numbers = " ".join(draw_key(rng) for _ in range(length // 12))
-        encode_one = self.tokenizer.encode
-        return [(encode_one(f"{numbers}\n"), False), (encode_one(numbers), True)]
-
-    def story(self, length: int, rng: np.random.Generator) -> list[Part]:
-        """A story, or its beginning."""
-        tokens = self.tokenizer.encode(self.stories[int(rng.integers(len(self.stories)))])
-        return [(tokens[:length], True)]
+        """Digits or words in no order, again and again; what comes back is learned."""
+        shortest, longest = PERIODS
+        period = int(np.exp(rng.uniform(np.log(shortest), np.log(min(longest, length // 2)))))
+        read = rng.choice(self.digits if rng.integers(2) else self.words, period).tolist()
+        return [(read, False), (read * (length // period - 1), True)]
 
     def _framed(self, before: list[int], after: list[int], key: str) -> list[Part]:
         """Opening, sentences with the needle between them, question and answer."""
@@ -126,8 +121,8 @@ class Haystack:
             part(key, True),
             *([part(end)] if after else []),
             *((self.tokens[i], False) for i in after[:-1]),
-            part(f"{last}{QUESTION} "),  # together: a point and a line break are one token
-            part(f"{key}.", True),
+            part(f"{last}{QUESTION}"),  # together: a point and a line break are one token
+            part(f" {key}.", True),
         ]
 
 

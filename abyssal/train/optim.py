@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from abyssal.errors import ConfigError
 from abyssal.kernels import adamw as kernel
-from abyssal.train.schedule import Curve, Segment
+from abyssal.train.schedule import Curve, Segment, value_at
 
 # Coefficients of five Newton-Schulz steps that push singular values towards 1 quickly (the fitted
 # schedule in common use with Muon; the plain cubic needs twice as many).
@@ -69,6 +69,11 @@ class Optim:
                 f"optim.betas={list(self.betas)} and momentum={self.momentum}, expected each in "
                 "[0, 1)"
             )
+
+    def rate(self, step: int, seen: float, planned: float) -> float:
+        """Of the step after `step`, with that much seen of what is planned."""
+        warmup = min(1.0, (step + 1) / self.warmup_steps) if self.warmup_steps else 1.0
+        return self.lr * warmup * value_at(self.schedule, seen, planned)
 
 
 class Optimizer:

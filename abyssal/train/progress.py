@@ -6,7 +6,10 @@ A loop adds what is its own to `state` and takes it back in `restore`. A resumed
 that the uninterrupted one would have taken, bit for bit.
 """
 
+import logging
 import resource
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Protocol
 
@@ -17,10 +20,12 @@ from abyssal.checkpoint.state import State
 from abyssal.errors import ConfigError
 from abyssal.model.transformer import DeepSeekV3
 from abyssal.train import history
-from abyssal.train.guard import Guard, GuardRules
+from abyssal.train.guard import Guard, GuardRules, Verdict
 from abyssal.train.journal import Journal
 from abyssal.train.machine import Machine
 from abyssal.train.optim import Optim, Optimizer
+
+logger = logging.getLogger(__name__)
 
 LOAD_EVERY = 20  # steps between two rows of expert load
 REWINDS = 3  # to one saved state, before the run gives up
@@ -46,8 +51,10 @@ class Plan(Protocol):
         """How many states stay."""
 
 
-class Progress:
+class Progress(ABC):
     """A model on its way: its optimizer, its guard, and how much they have seen."""
+
+    what = "step"  # the guard judges
 
     def __init__(self, plan: Plan, model: DeepSeekV3, machine: Machine):
         """`model` is the working copy (trainer.py), which steps move."""
@@ -105,6 +112,41 @@ class Progress:
         if saved is not None:
             self.restore(saved)
         return saved is not None
+
+    # Bad steps
+
+    def refuse(self, verdict: Verdict, detail: str, remedy: str, journal: Journal) -> None:
+        """Drop a bad step; after too many, go back to the last state but on with fresh data.
+
+        Raises:
+            ConfigError: there is none, or it led here too often.
+        """
+        self.optimizer.clear()
+        logger.warning("step %d: %s skipped: %s", self.step + 1, self.what, detail)
+        journal.write(history.Event(step=self.step, what=f"{self.what} skipped", detail=detail))
+        if verdict is not Verdict.REWIND:
+            return
+        saved = state.latest(self.root)
+        self.rewinds += 1
+        if saved is None or self.rewinds > REWINDS:
+            often = "again and again" if saved else "with no saved state to go back to"
+            raise ConfigError(
+                f"training diverged at step {self.step + 1} ({detail}), {often}; {remedy}"
+            )
+        place = self.place()  # the data goes on: the same would fail again
+        self.restore(saved)
+        self.go_to(place)
+        journal.write(history.Event(step=saved.step, what="rewind", detail=detail))
+
+    @abstractmethod
+    def place(self) -> dict[str, object]:
+        """Where the data stands, for `go_to` and for a state."""
+
+    @abstractmethod
+    def go_to(self, place: Mapping[str, object]) -> None:
+        """Go on with the data from there."""
+
+    # What is written down
 
     def write_load(self, load: Tensor, journal: Journal) -> None:
         """Write down now and then where the tokens of a step went: load (L, E)."""

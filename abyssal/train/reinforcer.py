@@ -5,16 +5,13 @@ it, so a resumed run takes the steps that the uninterrupted one would have taken
 """
 
 import copy
-import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 from torch import Tensor
 
-from abyssal.checkpoint import state
 from abyssal.checkpoint.state import State
-from abyssal.errors import ConfigError
 from abyssal.model.transformer import DeepSeekV3
 from abyssal.tokenizer.bpe import Tokenizer
 from abyssal.train import balance, history, reinforce_rows
@@ -23,19 +20,18 @@ from abyssal.train.guard import Verdict
 from abyssal.train.journal import Journal
 from abyssal.train.lessons import Learned, Learner, Lesson, lessons_of, together
 from abyssal.train.machine import Machine
-from abyssal.train.progress import REWINDS, Progress
+from abyssal.train.progress import Progress
 from abyssal.train.reinforce import GRPO
 from abyssal.train.rewards import Model
 from abyssal.train.rollouts import Rollouts, routing_disagreement
-from abyssal.train.schedule import value_at
 from abyssal.train.stopping import Stopping
 from abyssal.train.trainer import working_copy
-
-logger = logging.getLogger(__name__)
 
 
 class Reinforcer(Progress):
     """A policy on its way: call `steps()` and watch, or drain it."""
+
+    what = "update"  # of which a step may have several
 
     def __init__(
         self,
@@ -124,15 +120,19 @@ class Reinforcer(Progress):
         self, lessons: list[Lesson], old: list[Tensor | None], journal: Journal
     ) -> Learned | None:
         """One optimizer step; None where it was refused."""
+        run = self.run
         learned = self.learner.accumulate(lessons, old, self.optimizer)
         grad_norm = self.optimizer.clip()
         verdict = self.guard.judge(learned.loss, grad_norm)
         if verdict is not Verdict.TAKE:
-            self._refuse(verdict, learned.loss, grad_norm, journal)
+            detail = f"loss {learned.loss:.4g}, gradient norm {grad_norm:.4g}"
+            rate, kl = run.optim.lr, run.objective.kl
+            remedy = f"lower optim.lr={rate:g} or raise objective.kl={kl:g}"
+            self.refuse(verdict, detail, remedy, journal)
             return None
         self.optimizer.step(self.learning_rate())
-        balance.update_biases(self.model.gates(), learned.load, self.run.gamma)
-        if self.reference is not None and self.optimizer.steps % self.run.reference_every == 0:
+        balance.update_biases(self.model.gates(), learned.load, run.gamma)
+        if self.reference is not None and self.optimizer.steps % run.reference_every == 0:
             self.reference.load_state_dict(self.model.state_dict())
         return learned._replace(grad_norm=grad_norm)
 
@@ -142,33 +142,11 @@ class Reinforcer(Progress):
         answer = draw.groups[0].answers[0]
         return routing_disagreement(self.rollouts, self.model, answer)
 
-    def _refuse(self, verdict: Verdict, loss: float, grad_norm: float, journal: Journal) -> None:
-        """Drop a bad step; after too many, go back to the last state but on with fresh draws."""
-        self.optimizer.clear()
-        detail = f"loss {loss:.4g}, gradient norm {grad_norm:.4g}"
-        logger.warning("step %d: an update was skipped: %s", self.step + 1, detail)
-        journal.write(history.Event(step=self.step, what="update skipped", detail=detail))
-        if verdict is not Verdict.REWIND:
-            return
-        saved = state.latest(self.root)
-        self.rewinds += 1
-        if saved is None or self.rewinds > REWINDS:
-            raise ConfigError(
-                f"reinforcement diverged at step {self.step + 1} ({detail}); lower "
-                f"optim.lr={self.run.optim.lr:g} or raise objective.kl={self.run.objective.kl:g}"
-            )
-        place = self.exercises.state()  # questions go on: the same draws would fail again
-        self.restore(saved)
-        self.exercises.restore(place)
-        journal.write(history.Event(step=saved.step, what="rewind", detail=detail))
-
     # What is written down
 
     def learning_rate(self) -> float:
         """The rate of the step to come."""
-        optim = self.run.optim
-        warmup = min(1.0, (self.step + 1) / optim.warmup_steps) if optim.warmup_steps else 1.0
-        return optim.lr * warmup * value_at(optim.schedule, self.step, self.run.steps)
+        return self.run.optim.rate(self.step, self.step, self.run.steps)
 
     def _write_step(self, journal: Journal, learned: Learned, lr: float, seconds: float) -> None:
         load = learned.load
@@ -210,7 +188,7 @@ class Reinforcer(Progress):
         if self.reference is not None:
             whole = self.reference.state_dict()
             tensors |= {f"reference.{name}": tensor for name, tensor in whole.items()}
-        return State(step, tensors, values | {"exercises": self.exercises.state()})
+        return State(step, tensors, values | {"exercises": self.place()})
 
     def restore(self, saved: State) -> None:
         """Take back what `state` gave; the engine follows."""
@@ -221,8 +199,16 @@ class Reinforcer(Progress):
             self.reference.load_state_dict(whole)
         exercises = saved.values["exercises"]
         assert isinstance(exercises, dict)
-        self.exercises.restore(exercises)
+        self.go_to(exercises)
         self.rollouts.refresh()
+
+    def place(self) -> dict[str, object]:
+        """Which questions come."""
+        return self.exercises.state()
+
+    def go_to(self, place: Mapping[str, object]) -> None:
+        """Take the exercises there."""
+        self.exercises.restore(place)
 
     def _frozen(self) -> DeepSeekV3:
         return copy.deepcopy(self.model).requires_grad_(False)

@@ -34,7 +34,7 @@ class Answer(NamedTuple):
     logprobs: list[float]  # of each, by the engine, at the temperature it was drawn with
     text: str  # behind the thought, where it has one
     is_whole: bool  # it ended by itself
-    thought: str | None = None  # of a chat; None: it was never closed
+    thought: str | None = None  # of a chat, "" if asked for none; None: it was never closed
 
     @property
     def shown(self) -> str:
@@ -85,8 +85,10 @@ class Rollouts:
         return [answers[i : i + params.n] for i in range(0, len(answers), params.n)]
 
     def _answer(self, request: Request, done: Completion) -> Answer:
-        text, thought = done.text, done.reasoning
-        if thought is not None and done.tokens.count(self.tokenizer.control(END_THINK)) != 1:
+        text, thought, closed = done.text, done.reasoning, self.tokenizer.control(END_THINK)
+        if request.tokens[-1] == closed and closed not in done.tokens and not thought:
+            thought = ""
+        elif thought is not None and done.tokens.count(closed) != 1:
             text, thought = f"{thought}{text}", None
         is_whole = done.finish_reason == "stop"
         return Answer(request.tokens, done.tokens, done.logprobs or [], text, is_whole, thought)

@@ -8,18 +8,15 @@ would have taken, bit for bit.
     L MoE blocks    E experts
 """
 
-import logging
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TypeVar
 
 import torch
 from torch import Tensor
 
-from abyssal.checkpoint import state
 from abyssal.checkpoint.state import State
-from abyssal.errors import ConfigError
 from abyssal.model.transformer import DeepSeekV3
 from abyssal.plan.count import count
 from abyssal.train import balance, history
@@ -29,12 +26,10 @@ from abyssal.train.journal import Journal
 from abyssal.train.loss import Losses
 from abyssal.train.machine import Machine, keep_memory
 from abyssal.train.objective import Objective, Piece
-from abyssal.train.progress import REWINDS, Progress
+from abyssal.train.progress import Progress
 from abyssal.train.run import Run, Tuning
 from abyssal.train.schedule import value_at
 from abyssal.train.stopping import Stopping
-
-logger = logging.getLogger(__name__)
 
 _EXACT = ("gate.weight", "score.weight")  # of the router, of a reward model
 REPLAN_EVERY = 10  # steps between two looks at the clock, where `minutes` is a ceiling
@@ -89,7 +84,10 @@ class Trainer(Progress):
         grad_norm = self.optimizer.clip()
         verdict = self.guard.judge(sums.main.item(), grad_norm)
         if verdict is not Verdict.TAKE:
-            self._refuse(verdict, sums.main.item(), grad_norm, journal)
+            ceiling, optim = self.guard.ceiling(), self.run.optim
+            detail = f"loss {sums.main:.4g} (ceiling {ceiling:.4g}), gradient norm {grad_norm:.4g}"
+            remedy = f"lower optim.lr={optim.lr:g} or raise optim.warmup_steps"
+            self.refuse(verdict, detail, remedy, journal)
             return None, load
         lr, gamma = self.learning_rate(), self._at("gamma")
         self.optimizer.step(lr)
@@ -153,36 +151,11 @@ class Trainer(Progress):
         means = {name: (figures[name], units[name]) for name in figures if units[name]}
         return Losses(total[0], total[1], total[2], means), load
 
-    def _refuse(self, verdict: Verdict, loss: float, grad_norm: float, journal: Journal) -> None:
-        """Drop a bad step; after too many, go back to the last state but on with fresh data."""
-        self.optimizer.clear()
-        detail = (
-            f"loss {loss:.4g} (ceiling {self.guard.ceiling():.4g}), gradient norm {grad_norm:.4g}"
-        )
-        logger.warning("step %d skipped: %s", self.step + 1, detail)
-        journal.write(history.Event(step=self.step, what="step skipped", detail=detail))
-        if verdict is not Verdict.REWIND:
-            return
-        saved = state.latest(self.root)
-        self.rewinds += 1
-        if saved is None or self.rewinds > REWINDS:
-            raise ConfigError(
-                f"training diverged at step {self.step + 1} ({detail}), "
-                + ("again and again" if saved else "with no saved state to go back to")
-                + f"; lower optim.lr={self.run.optim.lr:g} or raise optim.warmup_steps"
-            )
-        place = self.objective.place()  # the data goes on: the same batches would fail again
-        self.restore(saved)
-        self.objective.go_to(place)
-        journal.write(history.Event(step=saved.step, what="rewind", detail=detail))
-
     # Schedules
 
     def learning_rate(self) -> float:
         """The rate of the step to come."""
-        optim = self.run.optim
-        warmup = min(1.0, (self.step + 1) / optim.warmup_steps) if optim.warmup_steps else 1.0
-        return optim.lr * warmup * value_at(optim.schedule, self.tokens, self.planned_tokens)
+        return self.run.optim.rate(self.step, self.tokens, self.planned_tokens)
 
     def _at(self, name: str) -> float:
         curve = self.run.mtp_lambda if name == "mtp_lambda" else self.run.balance.gamma
@@ -225,7 +198,7 @@ class Trainer(Progress):
         values |= {
             "planned_tokens": self.planned_tokens,
             "warm": self.warm,
-            "data": self.objective.place(),
+            "data": self.place(),
         }
         return State(step, tensors | self.objective.tensors(), values)
 
@@ -237,6 +210,14 @@ class Trainer(Progress):
         self.warm = (int(warm[0]), float(warm[1])) if isinstance(warm, list) else None
         self.objective.restore(saved.tensors)
         assert isinstance(place, dict)
+        self.go_to(place)
+
+    def place(self) -> dict[str, object]:
+        """The objective's."""
+        return self.objective.place()
+
+    def go_to(self, place: Mapping[str, object]) -> None:
+        """Take the objective there."""
         self.objective.go_to(place)
 
 

@@ -46,13 +46,14 @@ _DIGITS = re.compile(r"\d+")
 
 
 class Mixture(NamedTuple):
-    """How many documents of each kind."""
+    """How many documents of each kind, and whether general chats stand beside them."""
 
     stories: int = 9000
     sums: int = 6000  # documents of eight sums each
     exercises: int = 40_000
     tasks: tuple[tuple[str, Mapping[str, object]], ...] = TASKS
     writers: tuple[float, float] = WRITERS
+    chats: bool = True  # for what comes behind r1/zero
 
 
 def prepare(out: str | Path, seed: int = 1, mixture: Mixture | None = None) -> Iterator[str]:
@@ -69,7 +70,7 @@ def prepare(out: str | Path, seed: int = 1, mixture: Mixture | None = None) -> I
         texts = documents(seed, mixture) if name == "base" else corpus.stories("valid")[:300]
         report = DropReport(total=len(texts))
         write_encoded(out / "data" / name, encode(texts, tokenizer), tokenizer, report)
-    if not (out / "data" / "general").is_dir():
+    if mixture.chats and not (out / "data" / "general").is_dir():
         yield "writing general"
         write_general(out / "data", tokenizer, seed)
 

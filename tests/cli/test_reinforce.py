@@ -70,6 +70,16 @@ def test_a_sparkline_has_the_lowest_and_the_highest():
     assert len(sparkline([float(i) for i in range(1000)])) <= 48
 
 
+@pytest.mark.parametrize(("minutes", "planned"), [(None, 300), (60, 300), (8, 160), (0.5, 20)])
+def test_the_steps_to_come_are_what_the_minutes_allow(minutes, planned):
+    panel = Panel("r1/zero grpo", 300, minutes)
+    assert panel.planned == 300
+    panel.add(step(20))
+    panel.add(history.Step(step=20, tokens=9, loss=0.0, lr=0.0, gamma=0.0, batch_tokens=9,
+                           grad_norm=0.0, tokens_per_s=1.0, elapsed_s=60.0))  # fmt: skip
+    assert panel.planned == planned
+
+
 def test_a_panel_shows_what_it_was_told():
     from rich.console import Console
 

@@ -16,7 +16,7 @@ from abyssal.train.pretrain import Pretrain
 from abyssal.train.training import _unfold_preset
 
 STORIES = corpus.stories("train")[:200]
-SMALL = Mixture(hidden=30, echoes=10, stories=5)
+SMALL = Mixture(hidden=60, echoes=15)
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +36,7 @@ def texts_of(haystack, mixture, longest, seed=1):
 
 def test_the_key_stands_where_it_is_hidden_and_where_it_is_told(haystack):
     depths = []
-    for text in texts_of(haystack, Mixture(200, 0, 0), 512):
+    for text in texts_of(haystack, Mixture(200, 0), 512):
         (key,) = re.findall(r"The pass key is (\d{5})\. Remember", text)
         assert text.startswith(needle.OPENING)
         assert text.endswith(f"{needle.QUESTION} {key}.")
@@ -54,16 +54,29 @@ def test_what_was_said_before_is_learned_and_nothing_else(haystack):
     rng = np.random.default_rng(1)
     parts = haystack.hidden(300, rng)
     learned = [haystack.tokenizer.decode(tokens) for tokens, learns in parts if learns]
-    assert [len(text) for text in learned] == [5, 6]
-    assert learned[1] == f"{learned[0]}."
-    (once, _), (again, learns) = haystack.echo(100, rng)
-    assert once[:-1] == again
-    assert learns
+    assert learned[1] == f" {learned[0]}."
+    for length in (90, 500):
+        (once, known), (again, learns) = haystack.echo(length, rng)
+        assert (known, learns) == (False, True)
+        assert again == once * (len(again) // len(once))
+        assert length - len(once) < len(once + again) <= length
 
 
 def test_a_text_made_of_parts_is_read_as_one(haystack):
-    for tokens, _ in haystack.documents(Mixture(20, 5, 0), 512, 1):
+    for tokens, _ in haystack.documents(Mixture(20, 0), 512, 1):
         assert haystack.tokenizer.encode(haystack.tokenizer.decode(tokens[1:-1])) == tokens[1:-1]
+
+
+def test_learning_begins_where_the_writing_of_an_examination_does(haystack):
+    """The space before the key, too: whoever has not learned it writes another word first."""
+    for tokens, mask in haystack.documents(Mixture(20, 0), 512, 1):
+        end = len(tokens) - 1  # EOS
+        start = end - mask[:end][::-1].index(False)
+        question = haystack.tokenizer.decode(tokens[1:start])
+        answer = haystack.tokenizer.decode(tokens[start:end])
+        assert question.endswith(needle.QUESTION)
+        assert answer.startswith(" ")
+        assert haystack.tokenizer.encode(question) == tokens[1:start]
 
 
 def test_no_key_of_an_examination_is_in_a_text_to_learn_from(haystack):
@@ -95,7 +108,7 @@ def test_what_was_prepared_stays_and_the_rest_is_written(tmp_path, monkeypatch):
     said = haystacks.prepare(tmp_path)
     assert [next(said) for _ in range(3)][-1] == "writing 2k"  # and no further
     said.close()
-    assert list(haystacks.prepare(tmp_path)) == ["writing 2k", "writing 8k", "writing valid"]
+    assert list(haystacks.prepare(tmp_path)) == ["writing 2k", "writing 8k"]
     assert len(Shards(tmp_path / "data" / "8k")) == sum(SMALL)
 
 

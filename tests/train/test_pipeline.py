@@ -179,6 +179,14 @@ def test_a_chat_is_put_in_its_layout_and_read_behind_its_thought(root):
         for answer in answers:
             closed = answer.tokens.count(tokenizer.control(control.END_THINK)) == 1
             assert (answer.thought is not None) == closed
+    closes = tokenizer.control(control.END_THINK)
+    asked = prompt_tokens(prompts, "Who are you?", "chat", "v3.1", thinking=False)
+    assert asked[-1] == closes
+    (answers,) = rollouts.draw([asked], SamplingParams(max_tokens=12, n=6), (1,))
+    for answer in answers:
+        assert (answer.thought == "") == (closes not in answer.tokens)
+    always = [prompt_tokens(prompts, "Hi", "chat", "r1", thinking=on) for on in (True, False)]
+    assert always[0] == always[1]
     text = prompt_tokens(prompts, "1 + 1 =", "zero", "r1")
     assert text == tokenizer.encode(prompt_of("1 + 1 ="), bos=True)
 
