@@ -96,6 +96,44 @@ class AnswerMessage(BaseModel):
     tool_calls: list[ToolCallAnswer] | None = None
 
 
+class TokenInsight(BaseModel):
+    """How one token came about: the experts, best first, that each MoE layer chose in the row whose
+    scores it was drawn from, and whether the MTP module had guessed it."""
+
+    experts: list[list[int]]
+    drafted: bool
+
+
+class InsightSummary(BaseModel):
+    """What an answer took; the mark of its end counts.
+
+    Bytes are those of the cache in use, in its precision; full attention would keep every head's
+    own key and value. cache_bytes is the whole pages of prompt and answer. drafted are guesses
+    verified, accepted those that were right. tokens_per_s is measured from the first token on.
+    """
+
+    prompt_tokens: int
+    cached_tokens: int
+    latent_bytes_per_token: int
+    full_attention_bytes_per_token: int
+    cache_bytes: int
+    moe_layers: list[int]
+    n_routed_experts: int
+    num_experts_per_tok: int
+    drafted: int
+    accepted: int
+    time_to_first_token_s: float | None
+    tokens_per_s: float | None
+
+
+class ChatInsight(BaseModel):
+    """Every token of thoughts and answer in order; in a stream, those since the last chunk, and the
+    summary on the last one."""
+
+    tokens: list[TokenInsight]
+    summary: InsightSummary | None = None
+
+
 class ChatChoice(BaseModel):
     """One of the n answers."""
 
@@ -103,6 +141,7 @@ class ChatChoice(BaseModel):
     message: AnswerMessage
     finish_reason: FinishReason
     logprobs: ChatLogprobs | None = None
+    insight: ChatInsight | None = None  # if asked for
 
 
 class ChatAnswer(BaseModel):

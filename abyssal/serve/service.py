@@ -28,7 +28,7 @@ from abyssal.serve.metrics import Metrics, Stopwatch
 from abyssal.serve.sampling import Prepared
 from abyssal.serve.schema import ChatRequest, CompletionRequest, Sampling, parse
 from abyssal.serve.settings import Settings
-from abyssal.serve.stream import LiveResponse, Reply
+from abyssal.serve.stream import LiveResponse, Occasion, Reply
 from abyssal.serve.thinking import aliases
 
 B = TypeVar("B", bound=Body)
@@ -118,7 +118,8 @@ class Service:
             stream.close()
             raise
         request_id = request.state.request_id
-        reply = kind(body, requests, self.llm, dialect, id=request_id, fingerprint=self.fingerprint)
+        occasion = Occasion(dialect, request_id, self.fingerprint, stopwatch)
+        reply = kind(body, requests, self.llm, occasion)
         return LiveResponse(
             stream,
             requests,
