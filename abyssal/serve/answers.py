@@ -202,6 +202,47 @@ class ModelsAnswer(BaseModel):
     data: list[ModelAnswer]
 
 
+class ParameterPart(BaseModel):
+    """Parameters that do one thing."""
+
+    name: str
+    count: int
+
+
+class ParameterCounts(BaseModel):
+    """Parts sum to the total; active are those that one token meets, the embedding included; the
+    MTP modules come on top."""
+
+    total: int
+    active: int
+    parts: list[ParameterPart]
+    mtp: int
+
+
+class TokenizerFacts(BaseModel):
+    """The tokenizer; sha256 is of its vocabulary and merges."""
+
+    vocab_size: int
+    sha256: str
+
+
+class ModelCardAnswer(BaseModel):
+    """What is known of the model. Curves are lists of (tokens seen, value), with steps where
+    tokens were not written down, of at most 400 points."""
+
+    id: str
+    folder: str | None
+    config: dict[str, object]
+    parameters: ParameterCounts
+    tokenizer: TokenizerFacts
+    layout: str
+    layouts: list[str]
+    thinking: bool
+    max_model_len: int
+    curves: dict[str, list[tuple[float, float]]]
+    report: bool
+
+
 class TokenizeAnswer(BaseModel):
     """The tokens of a text."""
 

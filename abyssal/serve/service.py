@@ -25,6 +25,7 @@ from abyssal.serve.completion_reply import CompletionReply
 from abyssal.serve.faults import Dialect, dialect_of, not_found_model
 from abyssal.serve.fields import Body
 from abyssal.serve.metrics import Metrics, Stopwatch
+from abyssal.serve.model_card import ModelCard
 from abyssal.serve.sampling import Prepared
 from abyssal.serve.schema import ChatRequest, CompletionRequest, Sampling, parse
 from abyssal.serve.settings import Settings
@@ -51,6 +52,7 @@ class Service:
         waiting = running * WAITING_PER_RUNNING if max_waiting is None else max_waiting
         self.bridge = Bridge(llm.engine, max_in_flight=running + waiting)
         self.metrics = Metrics(settings.name)
+        self.card = ModelCard(llm, settings)
         self.created = int(time.time())
         self.fingerprint = _fingerprint(llm)
         self.models = tuple(dict.fromkeys((settings.name, *aliases(settings.layout))))
