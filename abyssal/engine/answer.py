@@ -2,13 +2,14 @@
 
 import logging
 import secrets
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 
 import numpy as np
 
 from abyssal.engine.bad_words import BadWords
 from abyssal.engine.live import Live
-from abyssal.engine.request import Delta, FinishReason, TopLogprobs
+from abyssal.engine.request import Delta, FinishReason, Insight, TopLogprobs
 from abyssal.engine.sampler import Row
 from abyssal.engine.stop import Piece, Writer
 from abyssal.tokenizer.bpe import Tokenizer
@@ -31,6 +32,7 @@ class Answer:
         eos = () if params.ignore_eos else (tokenizer.eos_token_id,)
         self.ends = frozenset((*eos, *params.stop_token_ids))
         self.prompt_logprobs: list[tuple[float, TopLogprobs]] = []
+        self._num_drafted = self._num_accepted = 0  # noted where insight is asked for
         self._looks_back = bool(
             params.presence_penalty
             or params.frequency_penalty
@@ -105,6 +107,22 @@ class Answer:
     def end(self, reason: FinishReason, error: str | None = None) -> Delta:
         """The end of an answer that no further token brings about."""
         return self._delta(None, self.writer.finish(), reason, error=error)
+
+    def explained(
+        self, deltas: Sequence[Delta], experts: Iterable[list[list[int]]], drafted: int, right: int
+    ) -> list[Delta]:
+        """The deltas of a pass with how their tokens came about.
+
+        `experts` (M, K) are of the row that each was drawn from; of `drafted` guesses that the pass
+        has verified the first `right` are the first tokens of these.
+        """
+        self._num_drafted += drafted
+        self._num_accepted += right
+        counts = self._num_drafted, self._num_accepted
+        return [
+            replace(delta, insight=Insight(tuple(map(tuple, layers)), i < right, *counts))
+            for i, (delta, layers) in enumerate(zip(deltas, experts, strict=False))
+        ]
 
     def _delta(
         self,

@@ -93,6 +93,21 @@ class PagedCache:
             token = integer_bytes(config.latent_size, config.kv_lora_rank)
         return num_layers * PAGE * token
 
+    @property
+    def bytes_per_token(self) -> int:
+        """What one token takes in all layers, those of MTP modules in use included."""
+        return self.pool[:, 0].numel() * self.pool.element_size() // PAGE
+
+    @property
+    def unfolded_bytes_per_token(self) -> int:
+        """What it would take if every head kept its own key and value, in the same precision.
+
+        The scales that integers need are not counted.
+        """
+        config = self.config
+        width = config.num_attention_heads * (config.qk_head_dim + config.v_head_dim)
+        return len(self.pool) * width * self.pool.element_size()
+
     def copy(self, pairs: Iterable[tuple[int, int]]) -> None:
         """Copy whole pages, all layers of them: (from, to) each, one after the other."""
         for source, target in pairs:

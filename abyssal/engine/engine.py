@@ -182,17 +182,15 @@ class Engine:
         turns = self._turns(step.entries, deltas)
         if not turns:
             return deltas
-        scored = [
-            turn.first + turn.entry.count - 1 - len(turn.entry.live.drafts) + i
-            for turn in turns
-            for i in range(len(turn.rows))
-        ]
-        hidden, logits = self._runner.read([turn.reading for turn in turns], scored)
+        scored = [row for turn in turns for row in turn.scored]
+        routed = any(turn.wants_insight for turn in turns)
+        readings = [turn.reading for turn in turns]
+        hidden, logits, experts = self._runner.read(readings, scored, routed=routed)
         for turn in turns:
             if turn.answer.request.params.prompt_logprobs is not None:
                 rows = hidden[turn.first : turn.first + turn.entry.count]
                 self._score_prompt(turn.answer, turn.entry, rows)
-        deltas += self._draw_all(turns, logits)
+        deltas += self._draw_all(turns, logits, experts)
         if self._drafter:
             going = [turn for turn in turns if turn.entry.live.request.id in self._answers]
             if going:
@@ -213,20 +211,25 @@ class Engine:
                 deltas.append(self._fail(answer, problem))
         return turns
 
-    def _draw_all(self, turns: list[Turn], logits: Tensor) -> list[Delta]:
-        """Draw from logits (S, W), a row for each draw due, and commit every turn."""
+    def _draw_all(self, turns: list[Turn], logits: Tensor, met: Tensor | None) -> list[Delta]:
+        """Draw from logits (S, W), a row for each draw due, and commit every turn.
+
+        `met` (T, M, K) are the experts of each row, where somebody asks for them.
+        """
         rows = [row for turn in turns for row in turn.rows]
         choices = draw(logits, rows, self.tokenizer.vocab_size) if rows else []
         deltas: list[Delta] = []
         for turn in turns:
             mine, choices = choices[: len(turn.rows)], choices[len(turn.rows) :]
             try:
-                deltas += self._take(turn, mine)
+                deltas += self._take(turn, mine, met)
             except Exception as problem:  # noqa: BLE001 - see the module's docstring
                 deltas.append(self._fail(turn.answer, problem))
         return deltas
 
-    def _take(self, turn: Turn, choices: list[Choice | Exception]) -> list[Delta]:
+    def _take(
+        self, turn: Turn, choices: list[Choice | Exception], met: Tensor | None
+    ) -> list[Delta]:
         """The tokens of a turn that are certain: up to the first that its draft did not guess."""
         live, answer = turn.entry.live, turn.answer
         drafts = list(live.drafts)
@@ -242,10 +245,14 @@ class Engine:
             tokens.append(choice.token)
             if deltas[-1].finish_reason or choice.token not in drafts[i : i + 1]:
                 break
+        verified = right = 0
         if self._drafter and drafts:
             right = sum(a == b for a, b in zip(drafts, tokens, strict=False))
             ended = deltas[-1].finish_reason is not None
-            self._drafter.judge(min(len(drafts), len(tokens)) if ended else len(drafts), right)
+            verified = min(len(drafts), len(tokens)) if ended else len(drafts)
+            self._drafter.judge(verified, right)
+        if met is not None and turn.wants_insight:
+            deltas = answer.explained(deltas, turn.experts(met), verified, right)
         if turn.entry.is_last and not turn.rows:  # the prompt was all that was asked for
             deltas.append(answer.end("length"))
         self._num_drawn += len(tokens)

@@ -55,6 +55,7 @@ class LLM:
         options: EngineOptions | None = None,
     ):
         self._model: DeepSeekV3 | None = None
+        self.folder: Path | None = None  # where the model was read from
         self._is_live = not isinstance(model, str | Path)  # who holds it may move its weights
         if not isinstance(model, str | Path):
             if tokenizer is None or dtype is not None or device is not None:
@@ -65,7 +66,7 @@ class LLM:
             self._model, self.tokenizer = model, tokenizer
             self.config = model.config
         else:
-            self._folder, self._dtype = Path(model), dtype
+            self.folder, self._dtype = Path(model), dtype
             self._device = torch.device(device or "cpu")
             self.config = ModelConfig.load(model)
             self.tokenizer = tokenizer or Tokenizer.load(model)
@@ -84,14 +85,15 @@ class LLM:
     def model(self) -> "DeepSeekV3":
         """The model as a torch module; of a folder that runs natively, loaded when it is wanted."""
         if self._model is None:
-            self._model = _load(self._folder, self._dtype, self._device)
+            assert self.folder is not None, "there is a folder where there is no model"
+            self._model = _load(self.folder, self._dtype, self._device)
         return self._model
 
     def _packed(self) -> Stack | None:
         """The folder's weights for native passes, if that is how they will be run."""
-        if self._model is not None or not runs_natively(self._device):
+        if self.folder is None or not runs_natively(self._device):
             return None
-        return stack_of(self._folder, self.config, self._dtype)
+        return stack_of(self.folder, self.config, self._dtype)
 
     @overload
     def generate(

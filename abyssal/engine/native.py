@@ -1,6 +1,7 @@
 """Passes of a packed model over the paged cache: what `Runner` does, in one native call each.
 
-T tokens of a pass    S sequences    D hidden_size    W vocab_size    E n_routed_experts
+T tokens of a pass    S sequences    D hidden_size    W vocab_size    M MoE layers
+E n_routed_experts    K num_experts_per_tok
 """
 
 from collections.abc import Iterator, Sequence
@@ -53,15 +54,20 @@ class NativeRunner:
         """Take over the weights of a model like the one that was packed."""
         packed.refill(self.stack.weights, model)
 
-    def read(self, readings: Sequence[Reading], scored: Sequence[int] = ()) -> Passed:
+    def read(
+        self, readings: Sequence[Reading], scored: Sequence[int] = (), *, routed: bool = False
+    ) -> Passed:
         """Hidden states of these tokens, in their order, and what follows those in rows `scored`.
 
-        Their latents are cached.
+        Their latents are cached. With `routed`, also the experts that each of them met.
         """
         if _num_tokens(readings) <= PASS_TOKENS:
-            return self._run(readings, None, scored)
-        hidden = torch.cat([self._run(some, None).hidden for some in _passes(readings)])
-        return Passed(hidden, self.logits(hidden[list(scored)]))
+            return self._run(readings, None, scored, routed)
+        passes = [self._run(some, None, routed=routed) for some in _passes(readings)]
+        hidden = torch.cat([passed.hidden for passed in passes])
+        routes = [passed.experts for passed in passes if passed.experts is not None]
+        logits = self.logits(hidden[list(scored)])
+        return Passed(hidden, logits, torch.cat(routes) if routed else None)
 
     def ahead(self, readings: Sequence[Reading], hidden: Tensor) -> Tensor:
         """Hidden states (T, D) of the MTP module: hidden (T, D) joined with these tokens.
@@ -86,7 +92,11 @@ class NativeRunner:
             yield self.logits(piece)
 
     def _run(
-        self, readings: Sequence[Reading], before: Tensor | None, scored: Sequence[int] = ()
+        self,
+        readings: Sequence[Reading],
+        before: Tensor | None,
+        scored: Sequence[int] = (),
+        routed: bool = False,
     ) -> Passed:
         plan = Plan([], [], [], [], list(scored))
         longest = 0
@@ -100,7 +110,12 @@ class NativeRunner:
         self._reach(longest)
         met = self.expert_load if before is None else None
         pool, fixed = self.cache.pool, self.fixed
-        return Passed(*self.stack.run(plan, pool, before=before, met=met, absorbed=fixed))
+        chosen: Tensor | None = None
+        if routed:
+            shape = len(self.expert_load), len(plan.token), self.config.num_experts_per_tok
+            chosen = torch.empty(shape, dtype=torch.int32)
+        passed = self.stack.run(plan, pool, before=before, met=met, chosen=chosen, absorbed=fixed)
+        return Passed(*passed, None if chosen is None else chosen.transpose(0, 1))
 
     def _reach(self, length: int) -> None:
         """Have the angles of all positions below `length`, and of some more."""

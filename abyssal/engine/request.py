@@ -69,6 +69,7 @@ class SamplingParams:
     bad_words: Sequence[str] = ()  # texts that are never written
     prompt_logprobs: int | None = None  # as logprobs, of the prompt; max_tokens may then be 0
     grammar: Grammar | None = None  # what the answer must look like
+    insight: bool = False  # tell how each token came about
 
     def __post_init__(self) -> None:
         """Accept a single stop text, keep tuples, and refuse impossible values."""
@@ -121,6 +122,7 @@ class SamplingChanges(TypedDict, total=False):
     bad_words: Sequence[str]
     prompt_logprobs: int | None
     grammar: Grammar | None
+    insight: bool
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -144,6 +146,23 @@ TopLogprobs = tuple[tuple[int, float], ...]  # (token, logprob), the most likely
 
 
 @dataclass(frozen=True, slots=True)
+class Insight:
+    """How one token came about.
+
+    A token is drawn from the scores of one row of a pass of the main model: the row that read the
+    token before it, the prompt's last one for the first token of an answer. The experts are those
+    that this row met, so they belong to the token before and decided over this one. They are what
+    a pass over the finished text finds at that place (up to rounding, which may exchange experts
+    that score alike). The MTP module's own routing is not among them.
+    """
+
+    experts: tuple[tuple[int, ...], ...]  # (M, K): of each MoE layer, the best first
+    is_draft: bool  # the MTP module had guessed this token, and verification drew it too
+    drafted: int  # guesses verified for this answer, up to and with this token's pass ...
+    accepted: int  # ... that were right
+
+
+@dataclass(frozen=True, slots=True)
 class Delta:
     """One token of one request, and the text that became certain with it."""
 
@@ -159,6 +178,7 @@ class Delta:
     prompt_logprobs: tuple[tuple[float, TopLogprobs], ...] | None = None  # with the first one
     error: str | None = None  # what ended the answer, with finish_reason "error"
     is_bug: bool = False  # ... and it was no fault of the request
+    insight: Insight | None = None  # of the token, for who asked
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -176,6 +196,7 @@ class Completion:
     cached_tokens: int = 0  # of prompt_tokens, found in the prefix cache
     prompt_logprobs: list[tuple[float, TopLogprobs]] | None = None  # of all but its first token
     error: str | None = None
+    insight: list[Insight] | None = None  # of each of tokens, if asked for
 
     @property
     def completion_tokens(self) -> int:
@@ -203,6 +224,7 @@ class Completion:
             cached_tokens=last.cached_tokens,
             prompt_logprobs=None if prompt is None else list(prompt),
             error=last.error,
+            insight=[d.insight for d in drawn if d.insight] if request.params.insight else None,
         )
 
 

@@ -1,9 +1,8 @@
 """Which experts each token of a sequence meets when the engine reads it, for whoever compares.
 
-The engine counts only how many tokens each expert met. So the tokens are read one at a time, as a
-decoding step reads them, over a small cache of their own; after each, the counts tell.
+The tokens are read one at a time, as a decoding step reads them, over a small cache of their own.
 
-    T tokens    M MoE layers    E n_routed_experts
+    T tokens    M MoE layers    E n_routed_experts    K num_experts_per_tok
 """
 
 from collections.abc import Sequence
@@ -23,7 +22,7 @@ def routes(runner: Runner | NativeRunner, tokens: Sequence[int]) -> Tensor:
     own = runner.beside(runner.cache.beside(len(pages) + 1, fixed=runner.cache.fixed))
     met = torch.zeros(len(tokens), *own.expert_load.shape, dtype=torch.bool)
     for place, token in enumerate(tokens):
-        own.expert_load.zero_()
-        own.read([Reading([token], pages, place)])
-        met[place] = own.expert_load > 0
+        experts = own.read([Reading([token], pages, place)], routed=True).experts
+        assert experts is not None, "they were asked for"
+        met[place].scatter_(1, experts[0].long(), True)  # (M, K)
     return met

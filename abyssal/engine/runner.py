@@ -5,7 +5,8 @@ pass exactly that many tokens long, with padding that nobody reads: then all mat
 one shape, and the bits of a row depend on its own sequence alone, not on who else is there, on how
 a prompt was cut or on what a cache already held. That is the deterministic mode.
 
-    T tokens of a pass    S rows of the head    D hidden_size    W vocab_size    E n_routed_experts
+    T tokens of a pass    S rows of the head    D hidden_size    W vocab_size    M MoE layers
+    E n_routed_experts    K num_experts_per_tok
 """
 
 from collections.abc import Iterator, Sequence
@@ -42,6 +43,7 @@ class Passed(NamedTuple):
 
     hidden: Tensor  # (T, D), normed
     logits: Tensor  # (S, W) float32 on the CPU, behind each row that was asked for
+    experts: Tensor | None = None  # (T, M, K) on the CPU, best first, of who asked for them
 
 
 class Runner:
@@ -62,21 +64,26 @@ class Runner:
         """Take over the weights of a model; of the one that runs here, they are here already."""
         self.model = model
 
-    def read(self, readings: Sequence[Reading], scored: Sequence[int] = ()) -> Passed:
+    def read(
+        self, readings: Sequence[Reading], scored: Sequence[int] = (), *, routed: bool = False
+    ) -> Passed:
         """Hidden states of these tokens, in their order, and what follows those in rows `scored`.
 
-        Their latents are cached.
+        Their latents are cached. With `routed`, also the experts that each of them met.
         """
-        passes = []
+        passes, routes = [], []
         for batch, extents, real in self._passes(readings):
             self.cache.begin(extents)
             output = self.model(batch, self.cache)
             self._count(output.routings, real)
             passes.append(output.hidden[:real])
+            if routed:
+                routes.append(self._experts(output.routings, real))
         hidden = passes[0] if len(passes) == 1 else torch.cat(passes)
         rows = hidden[list(scored)]
         no_logits = torch.empty(0, self.model.config.vocab_size)
-        return Passed(hidden, self.logits(rows) if scored else no_logits)
+        experts = torch.cat(routes) if routed else None
+        return Passed(hidden, self.logits(rows) if scored else no_logits, experts)
 
     def ahead(self, readings: Sequence[Reading], hidden: Tensor) -> Tensor:
         """Hidden states (T, D) of the MTP module: hidden (T, D) joined with these tokens.
@@ -142,6 +149,12 @@ class Runner:
             torch.from_numpy(np.concatenate(([0], ends))),
         )
         return batch if self._device.type == "cpu" else batch.to(self._device)
+
+    def _experts(self, routings: "tuple[Routing, ...]", real: int) -> Tensor:
+        """The experts (T, M, K) of these tokens."""
+        if not routings:
+            return torch.empty(real, 0, self.config.num_experts_per_tok, dtype=torch.int64)
+        return torch.stack([routing.experts[:real] for routing in routings], 1).cpu()
 
     def _count(self, routings: "tuple[Routing, ...]", real: int) -> None:
         """Add up which experts these tokens met."""

@@ -21,7 +21,7 @@ class Choice(NamedTuple):
 
 
 class Turn(NamedTuple):
-    """A request's part of a pass."""
+    """A request's part of a pass of T tokens."""
 
     entry: Entry
     answer: Answer
@@ -33,6 +33,22 @@ class Turn(NamedTuple):
         """With the draws that are due."""
         is_due = entry.is_last and answer.request.params.max_tokens
         return cls(entry, answer, first, answer.rows() if is_due else [])
+
+    @property
+    def scored(self) -> range:
+        """The rows of the pass whose scores are drawn from, one for each draw."""
+        first = self.first + self.entry.count - 1 - len(self.entry.live.drafts)
+        return range(first, first + len(self.rows))
+
+    @property
+    def wants_insight(self) -> bool:
+        """Whether how its tokens come about is asked for."""
+        return self.answer.request.params.insight
+
+    def experts(self, met: Tensor) -> list[list[list[int]]]:
+        """Of met (T, M, K), the experts (M, K) of each row that is drawn from."""
+        found: list[list[list[int]]] = met[self.scored.start : self.scored.stop].tolist()
+        return found
 
     @property
     def reading(self) -> Reading:

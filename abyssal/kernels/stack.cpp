@@ -39,7 +39,7 @@ struct Bench {
 
 // x += attention(norm(x)); x += feed_forward(norm(x)). Ends with this thread's rows done.
 void run_layer(Crew& crew, const Model& model, const Pass& pass, const Layer& layer, long number,
-               int64_t* met, const Bench& at) {
+               const Told& told, const Bench& at) {
   const long T = pass.tokens, D = model.hidden, width = model.heads * model.value;
   Buffer<float>& scratch = at.work.scratch[crew.id];
   const AttentionWork& attention = at.attention;
@@ -68,7 +68,7 @@ void run_layer(Crew& crew, const Model& model, const Pass& pass, const Layer& la
       crew.wait();
     }
   }
-  feed_forward(crew, model, layer, T, met, at.experts, at.x);
+  feed_forward(crew, model, layer, T, told, at.experts, at.x);
 }
 
 void embed_row(const Model& model, long token, float* out) {
@@ -133,15 +133,16 @@ void walk(Crew& crew, const Model& model, const Pass& pass, const Bench& at) {
     Rows both = at.heads;
     both.kp = round_up(2 * D, 64);
     start_ahead(crew, model, pass, both, at);
-    run_layer(crew, model, pass, model.ahead->layer, model.layers, nullptr, at);
+    run_layer(crew, model, pass, model.ahead->layer, model.layers, {}, at);
     norm = model.ahead->norm;
   } else {
     for (long t = mine.begin; t < mine.end; t++) embed_row(model, pass.token[t], at.x + t * D);
-    int64_t* met = pass.met;
+    Told told{pass.met, pass.chosen};
     for (long i = 0; i < model.layers; i++) {
       const Layer& layer = model.layer[i];
-      run_layer(crew, model, pass, layer, i, met, at);
-      if (layer.router.n && met) met += model.experts;
+      run_layer(crew, model, pass, layer, i, told, at);
+      if (layer.router.n && told.met) told.met += model.experts;
+      if (layer.router.n && told.chosen) told.chosen += T * model.chosen;
     }
   }
   finish(crew, model, pass, norm, at);

@@ -64,6 +64,7 @@ struct Given {
   const float* before;  // (T, D): hidden states, what a prediction module starts from
   float* hidden;        // (T, D): what comes out, normed
   int64_t* met;         // (MoE layers, E): tokens that met each expert are added here
+  int32_t* chosen;      // (MoE layers, T, K): the experts of each token, or null
   int64_t scored;       // rows whose scores are wanted:
   const int32_t* scored_row;  // (scored,)
   float* scores;              // (scored, vocab rounded up to 16)

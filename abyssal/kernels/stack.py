@@ -6,6 +6,7 @@ writes the paged latent cache in place, and leaves normed hidden states. The ref
 itself (`DeepSeekV3.forward` over a `PagedCache`), which the tests hold it against.
 
     T tokens    S sequences    D hidden_size    W vocab_size    E n_routed_experts    H heads
+    K num_experts_per_tok
 """
 
 import ctypes
@@ -90,6 +91,7 @@ class Stack:
         *,
         before: Tensor | None = None,
         met: Tensor | None = None,
+        chosen: Tensor | None = None,
         absorbed: bool = False,
     ) -> tuple[Tensor, Tensor]:
         """Normed hidden states (T, D) of a plan's tokens, and scores (S, W) of those asked for.
@@ -97,7 +99,8 @@ class Stack:
         Both are float32; `pool` is the cache's.
 
         With `before` (T, D) it is the first prediction module that runs: on hidden states and the
-        tokens behind theirs. `met` (MoE layers, E) int64 is added to. With `absorbed`, the bits of
+        tokens behind theirs. `met` (MoE layers, E) int64 is added to; `chosen` (MoE layers, T, K)
+        int32 is filled with the experts of each token, the best first. With `absorbed`, the bits of
         a row do not depend on how its sequence was cut into passes.
         """
         T, S, scored = len(plan.token), len(plan.rows), len(plan.scored)
@@ -119,6 +122,7 @@ class Stack:
             None if before is None else before.data_ptr(),
             hidden.data_ptr(),
             None if met is None else met.data_ptr(),
+            None if chosen is None else chosen.data_ptr(),
             scored,
             rows,
             logits.data_ptr(),

@@ -32,6 +32,12 @@ struct ExpertWork {
 
 constexpr long PIECE = 64;  // rows
 
+// What a pass tells of the routing of a layer; null where nobody asks.
+struct Told {
+  int64_t* met;     // (E,): tokens of each expert are added
+  int32_t* chosen;  // (T, K)
+};
+
 // Choices of each token; a dense layer is one whose shared experts do it all.
 inline long choices(const Model& model, const Layer& layer) {
   return layer.router.n ? model.chosen : 0;
@@ -160,7 +166,7 @@ inline void add_experts(const Crew& crew, const Model& model, const Layer& layer
 
 // x += the layer's feed-forward of work.x, the normed input; work.logits are the router's.
 inline void feed_forward(Crew& crew, const Model& model, const Layer& layer, long T,
-                        int64_t* met, const ExpertWork& work, float* x) {
+                        const Told& told, const ExpertWork& work, float* x) {
   const long E = model.experts, K = choices(model, layer), Ep = round_up(E, 16);
   const Share mine = crew.rows(K ? T : 0);
   for (long t = mine.begin; t < mine.end; t++)
@@ -168,7 +174,8 @@ inline void feed_forward(Crew& crew, const Model& model, const Layer& layer, lon
           model.normalize != 0, (float)model.route_scale, work.chosen + t * K,
           work.weight + t * K);
   crew.gather();
-  int64_t* counted = K && crew.id == 0 ? met : nullptr;
+  int64_t* counted = K && crew.id == 0 ? told.met : nullptr;
+  if (told.chosen && crew.id == 0) std::copy_n(work.chosen, T * K, told.chosen);
   if (crew.solo || crew.id == 0) sort_by_expert(model, layer, T, counted, work);
   crew.gather();
   if (*work.pieces >= 8 * crew.threads) {

@@ -72,7 +72,7 @@ class Given(ctypes.Structure):
         *((name, _I) for name in ("tokens", "sequences", "threads", "absorbed")),
         *((name, _P) for name in ("token", "count", "start", "pages")),
         ("pool", Pool),
-        *((name, _P) for name in ("before", "hidden", "met")),
+        *((name, _P) for name in ("before", "hidden", "met", "chosen")),
         ("scored", _I),
         *((name, _P) for name in ("scored_row", "scores")),
     ]

@@ -96,6 +96,44 @@ class AnswerMessage(BaseModel):
     tool_calls: list[ToolCallAnswer] | None = None
 
 
+class TokenInsight(BaseModel):
+    """How one token came about: the experts, best first, that each MoE layer chose in the row whose
+    scores it was drawn from, and whether the MTP module had guessed it."""
+
+    experts: list[list[int]]
+    drafted: bool
+
+
+class InsightSummary(BaseModel):
+    """What an answer took; the mark of its end counts.
+
+    Bytes are those of the cache in use, in its precision; full attention would keep every head's
+    own key and value. cache_bytes is the whole pages of prompt and answer. drafted are guesses
+    verified, accepted those that were right. tokens_per_s is measured from the first token on.
+    """
+
+    prompt_tokens: int
+    cached_tokens: int
+    latent_bytes_per_token: int
+    full_attention_bytes_per_token: int
+    cache_bytes: int
+    moe_layers: list[int]
+    n_routed_experts: int
+    num_experts_per_tok: int
+    drafted: int
+    accepted: int
+    time_to_first_token_s: float | None
+    tokens_per_s: float | None
+
+
+class ChatInsight(BaseModel):
+    """Every token of thoughts and answer in order; in a stream, those since the last chunk, and the
+    summary on the last one."""
+
+    tokens: list[TokenInsight]
+    summary: InsightSummary | None = None
+
+
 class ChatChoice(BaseModel):
     """One of the n answers."""
 
@@ -103,6 +141,7 @@ class ChatChoice(BaseModel):
     message: AnswerMessage
     finish_reason: FinishReason
     logprobs: ChatLogprobs | None = None
+    insight: ChatInsight | None = None  # if asked for
 
 
 class ChatAnswer(BaseModel):
@@ -161,6 +200,47 @@ class ModelsAnswer(BaseModel):
 
     object: Literal["list"] = "list"
     data: list[ModelAnswer]
+
+
+class ParameterPart(BaseModel):
+    """Parameters that do one thing."""
+
+    name: str
+    count: int
+
+
+class ParameterCounts(BaseModel):
+    """Parts sum to the total; active are those that one token meets, the embedding included; the
+    MTP modules come on top."""
+
+    total: int
+    active: int
+    parts: list[ParameterPart]
+    mtp: int
+
+
+class TokenizerFacts(BaseModel):
+    """The tokenizer; sha256 is of its vocabulary and merges."""
+
+    vocab_size: int
+    sha256: str
+
+
+class ModelCardAnswer(BaseModel):
+    """What is known of the model. Curves are lists of (tokens seen, value), with steps where
+    tokens were not written down, of at most 400 points."""
+
+    id: str
+    folder: str | None
+    config: dict[str, object]
+    parameters: ParameterCounts
+    tokenizer: TokenizerFacts
+    layout: str
+    layouts: list[str]
+    thinking: bool
+    max_model_len: int
+    curves: dict[str, list[tuple[float, float]]]
+    report: bool
 
 
 class TokenizeAnswer(BaseModel):

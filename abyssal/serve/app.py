@@ -52,6 +52,7 @@ def create_app(llm: LLM, settings: Settings, max_waiting: int | None = None) -> 
     routes.add_generation(app.router, service)
     routes.add_tokens(app.router, service)
     routes.add_facts(app.router, service)
+    routes.add_model(app.router, service)
     routes.add_operation(app.router, service, app)
     for kind in (Fault, AbyssalError, HTTPException):
         app.add_exception_handler(kind, _refuse)

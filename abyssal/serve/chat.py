@@ -11,15 +11,9 @@ from abyssal.engine.llm import LLM
 from abyssal.engine.request import MAX_LOGPROBS, Grammar
 from abyssal.errors import DataError
 from abyssal.serve.faults import Dialect
+from abyssal.serve.parts import ChatMessage, NamedTool, TemplateValues, ToolField
 from abyssal.serve.sampling import Prepared, sampling_params
-from abyssal.serve.schema import (
-    ChatMessage,
-    ChatRequest,
-    NamedTool,
-    TemplateValues,
-    TokenizeRequest,
-    ToolField,
-)
+from abyssal.serve.schema import ChatRequest, TokenizeRequest
 from abyssal.serve.settings import Settings
 from abyssal.serve.thinking import reasoner, wants_thoughts
 from abyssal.tokenizer.bpe import END_THINK, TOOL_CALLS_BEGIN, USER
@@ -49,6 +43,7 @@ def prepare(body: ChatRequest, llm: LLM, settings: Settings, dialect: Dialect) -
         settings,
         max_tokens=most,
         logprobs=MAX_LOGPROBS if body.logprobs else None,
+        insight=bool(body.insight),
         grammar=_grammar(body, tools, llm, settings, thinking),
         stop_token_ids=(llm.tokenizer.control(USER),),
         forbidden=_forbidden(body, llm),

@@ -4,6 +4,7 @@
     reasoning_content             thoughts, before anything else
     content, tool_calls           the answer
     finish_reason                 last chunk; at DeepSeek with usage on it
+    insight                       beside them, with the tokens since the last chunk, if asked for
 
 OpenAI's usage comes in a chunk of its own, if asked for. The two dialects differ in nothing else.
 """
@@ -16,8 +17,10 @@ from typing import Any
 from abyssal.engine.llm import LLM
 from abyssal.engine.request import Delta, FinishReason, Request
 from abyssal.serve.faults import Dialect
+from abyssal.serve.insight import AnswerInsight
 from abyssal.serve.logprobs import chat_entry
 from abyssal.serve.schema import ChatRequest
+from abyssal.serve.stream import Occasion
 from abyssal.serve.usage import Tally
 from abyssal.tokenizer.calls import CallPiece, join_calls
 
@@ -37,25 +40,25 @@ class ChatReply:
         body: ChatRequest,
         requests: Sequence[Request],
         llm: LLM,
-        dialect: Dialect,
-        *,
-        id: str,
-        fingerprint: str,
+        occasion: Occasion,
     ):
         self._body = body
         self._requests = list(requests)
         self._tokenizer = llm.tokenizer
-        self._dialect = dialect
+        self._dialect = occasion.dialect
         self._head = {
-            "id": f"chatcmpl-{id}",
+            "id": f"chatcmpl-{occasion.id}",
             "object": "chat.completion.chunk" if body.stream else "chat.completion",
             "created": int(time.time()),
             "model": body.model,
-            "system_fingerprint": fingerprint,
+            "system_fingerprint": occasion.fingerprint,
         }
         self._wants_usage = bool(body.stream_options and body.stream_options.include_usage)
         self._num_left = len(requests)
         self._choices = {request.id: _Choice(i, request) for i, request in enumerate(requests)}
+        if body.insight:
+            for choice in self._choices.values():
+                choice.insight = AnswerInsight(choice.request, llm, occasion.stopwatch)
         self.tally = Tally(requests, llm.tokenizer)
 
     def opening(self) -> Iterator[dict[str, Any]]:
@@ -103,10 +106,13 @@ class ChatReply:
         return {**self._head, "choices": choices, "usage": self.tally.to_dict()}
 
     def _note(self, choice: "_Choice", delta: Delta) -> None:
-        """Count a delta, and keep its logprobs for the next chunk of its choice."""
+        """Count a delta, and keep what its token says for the next chunk of its choice."""
         thinks = self.tally.count(delta)
         choice.has_calls |= bool(delta.calls)
-        if self._body.logprobs and delta.token is not None and not self._is_end(choice, delta):
+        is_shown = delta.token is not None and not self._is_end(choice, delta)
+        if choice.insight is not None:
+            choice.insight.note(delta, is_shown=is_shown)
+        if self._body.logprobs and is_shown:
             entry = chat_entry(self._tokenizer, delta, self._body.top_logprobs or 0)
             choice.logprobs[thinks].append(entry)
 
@@ -128,7 +134,7 @@ class ChatReply:
         """The chunk that ends a choice."""
         self._num_left -= 1
         is_deepseek = self._dialect == "deepseek"
-        chunk = self._chunk(choice, {"content": ""} if is_deepseek else {})
+        chunk = self._chunk(choice, {"content": ""} if is_deepseek else {}, is_last=True)
         chunk["choices"][0]["finish_reason"] = finish_reason(
             reason, self._dialect, has_calls=choice.has_calls
         )
@@ -136,13 +142,19 @@ class ChatReply:
             chunk["usage"] = self.tally.to_dict()
         return chunk
 
-    def _chunk(self, choice: "_Choice", fields: dict[str, Any]) -> dict[str, Any]:
+    def _chunk(
+        self, choice: "_Choice", fields: dict[str, Any], *, is_last: bool = False
+    ) -> dict[str, Any]:
         shown = {
             "index": choice.index,
             "delta": fields,
             "logprobs": choice.take_logprobs(),
             "finish_reason": None,
         }
+        if choice.insight is not None:
+            told = choice.insight.last() if is_last else choice.insight.take()
+            if told:
+                shown["insight"] = told
         chunk: dict[str, Any] = {**self._head, "choices": [shown]}
         if self._wants_usage:
             chunk["usage"] = None
@@ -163,12 +175,13 @@ class ChatReply:
             ]
         reason = deltas[-1].finish_reason
         assert reason is not None, "the answer is not finished"
-        return {
+        shown = {
             "index": choice.index,
             "message": message,
             "logprobs": choice.take_logprobs() if self._body.logprobs else None,
             "finish_reason": finish_reason(reason, self._dialect, has_calls=bool(calls)),
         }
+        return shown if choice.insight is None else {**shown, "insight": choice.insight.last()}
 
 
 class _Choice:
@@ -177,6 +190,7 @@ class _Choice:
     def __init__(self, index: int, request: Request):
         self.index, self.request = index, request
         self.has_calls = False
+        self.insight: AnswerInsight | None = None  # where it is asked for
         self.logprobs: tuple[list[Any], list[Any]] = ([], [])  # of the answer, of its thoughts
         self._call_ids: dict[int, str] = {}
 

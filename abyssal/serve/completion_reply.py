@@ -7,9 +7,9 @@ from typing import Any
 from abyssal.engine.llm import LLM
 from abyssal.engine.request import Delta, Request, TopLogprobs
 from abyssal.serve.chat_reply import finish_reason
-from abyssal.serve.faults import Dialect
 from abyssal.serve.logprobs import TextLogprobs, joined
 from abyssal.serve.schema import CompletionRequest
+from abyssal.serve.stream import Occasion
 from abyssal.serve.usage import Tally
 
 _Scores = dict[int | None, tuple[tuple[float, TopLogprobs], ...]]  # of prompts, by their group
@@ -23,19 +23,16 @@ class CompletionReply:
         body: CompletionRequest,
         requests: Sequence[Request],
         llm: LLM,
-        dialect: Dialect,
-        *,
-        id: str,
-        fingerprint: str,
+        occasion: Occasion,
     ):
         self._body = body
-        self._dialect = dialect
+        self._dialect = occasion.dialect
         self._head = {
-            "id": f"cmpl-{id}",
+            "id": f"cmpl-{occasion.id}",
             "object": "text_completion",
             "created": int(time.time()),
             "model": body.model,
-            "system_fingerprint": fingerprint,
+            "system_fingerprint": occasion.fingerprint,
         }
         self._wants_usage = bool(body.stream_options and body.stream_options.include_usage)
         self._num_left = len(requests)

@@ -42,6 +42,8 @@ ROUTE_AUTH: Mapping[str, Auth] = {
     "/tokenize": "key",
     "/detokenize": "key",
     "/metrics": "key",
+    "/model": "key",
+    "/model/report": "key",
     "/health": "public",
     "/docs": "public",
     "/openapi.json": "public",

@@ -164,7 +164,8 @@ class Stopwatch:
     def __init__(self, metrics: Metrics):
         self._metrics = metrics
         self._began_s = time.perf_counter()
-        self._seen_s: dict[int, float] = {}  # when each answer's latest token came
+        self._first_s: dict[int, float] = {}  # when each answer's first token came
+        self._seen_s: dict[int, float] = {}  # ... and its latest
         self._num_ended = 0
 
     def note(self, deltas: Sequence[Delta]) -> None:
@@ -176,6 +177,7 @@ class Stopwatch:
                 before = seen.get(delta.request_id)
                 if before is None:
                     metrics.first_token_s.observe(now - self._began_s)
+                    self._first_s[delta.request_id] = now
                 else:
                     metrics.between_tokens_s.observe(now - before)
                 seen[delta.request_id] = now
@@ -183,6 +185,13 @@ class Stopwatch:
                 metrics.answer_s.observe(now - self._began_s)
                 metrics.end(delta.finish_reason)
                 self._num_ended += 1
+
+    def times_s(self, request_id: int) -> tuple[float | None, float | None]:
+        """When the first and the latest token of an answer came, since the call began."""
+        if request_id not in self._seen_s:
+            return None, None
+        first, latest = self._first_s[request_id], self._seen_s[request_id]
+        return first - self._began_s, latest - self._began_s
 
     def stop(self, num_answers: int) -> None:
         """The call is over; answers that have not ended were given up."""

@@ -19,6 +19,7 @@ from abyssal.serve.fields import Body
 from abyssal.serve.logprobs import token_text
 from abyssal.serve.manual import HEADERS, manual
 from abyssal.serve.metrics import CONTENT_TYPE
+from abyssal.serve.model_card import REPORT_HEADERS
 from abyssal.serve.schema import ChatRequest, CompletionRequest, DetokenizeRequest, TokenizeRequest
 from abyssal.serve.service import Service
 
@@ -96,6 +97,21 @@ def add_facts(router: APIRouter, service: Service) -> None:
         """Always available and always zero: a server of your own takes no money."""
         nothing = dict.fromkeys(("total_balance", "granted_balance", "topped_up_balance"), "0.00")
         return _json({"is_available": True, "balance_infos": [{"currency": "USD", **nothing}]})
+
+
+def add_model(router: APIRouter, service: Service) -> None:
+    """What people look up about the model."""
+
+    @router.get("/model", **_told(answers.ModelCardAnswer))
+    async def card() -> Response:
+        """The model's config, parameters and tokenizer, and the curves of its training."""
+        return _json(await service.beside(service.card.to_dict))
+
+    @router.get("/model/report", response_class=HTMLResponse)
+    async def report() -> Response:
+        """The page that training wrote about it; 404 where there is none."""
+        page = await service.beside(service.card.report)
+        return HTMLResponse(page, headers=REPORT_HEADERS)
 
 
 class MetricsResponse(Response):

@@ -27,6 +27,7 @@ def sampling_params(
     grammar: Grammar | None = None,
     stop_token_ids: tuple[int, ...] = (),
     forbidden: tuple[int, ...] = (),
+    insight: bool = False,
 ) -> SamplingParams:
     """The request's values, the services' defaults where it has none; `forbidden` are never drawn.
 
@@ -54,6 +55,7 @@ def sampling_params(
         n=body.n or 1,
         bad_words=tuple(body.bad_words or ()),
         grammar=grammar,
+        insight=insight,
     )
 
 

@@ -25,10 +25,11 @@ from abyssal.serve.completion_reply import CompletionReply
 from abyssal.serve.faults import Dialect, dialect_of, not_found_model
 from abyssal.serve.fields import Body
 from abyssal.serve.metrics import Metrics, Stopwatch
+from abyssal.serve.model_card import ModelCard
 from abyssal.serve.sampling import Prepared
 from abyssal.serve.schema import ChatRequest, CompletionRequest, Sampling, parse
 from abyssal.serve.settings import Settings
-from abyssal.serve.stream import LiveResponse, Reply
+from abyssal.serve.stream import LiveResponse, Occasion, Reply
 from abyssal.serve.thinking import aliases
 
 B = TypeVar("B", bound=Body)
@@ -51,6 +52,7 @@ class Service:
         waiting = running * WAITING_PER_RUNNING if max_waiting is None else max_waiting
         self.bridge = Bridge(llm.engine, max_in_flight=running + waiting)
         self.metrics = Metrics(settings.name)
+        self.card = ModelCard(llm, settings)
         self.created = int(time.time())
         self.fingerprint = _fingerprint(llm)
         self.models = tuple(dict.fromkeys((settings.name, *aliases(settings.layout))))
@@ -118,7 +120,8 @@ class Service:
             stream.close()
             raise
         request_id = request.state.request_id
-        reply = kind(body, requests, self.llm, dialect, id=request_id, fingerprint=self.fingerprint)
+        occasion = Occasion(dialect, request_id, self.fingerprint, stopwatch)
+        reply = kind(body, requests, self.llm, occasion)
         return LiveResponse(
             stream,
             requests,

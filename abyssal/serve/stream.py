@@ -9,7 +9,7 @@ import asyncio
 import json
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
@@ -24,6 +24,15 @@ from abyssal.serve.usage import Tally
 _EVENTS = ((b"content-type", b"text/event-stream; charset=utf-8"), (b"cache-control", b"no-cache"))
 _JSON = ((b"content-type", b"application/json"),)
 _ENCODER = json.JSONEncoder(separators=(",", ":"), check_circular=False)
+
+
+class Occasion(NamedTuple):
+    """What a reply knows of the call it answers."""
+
+    dialect: Dialect
+    id: str
+    fingerprint: str
+    stopwatch: Stopwatch
 
 
 class Reply(Protocol):

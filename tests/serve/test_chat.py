@@ -11,7 +11,8 @@ from abyssal.engine.llm import LLM
 from abyssal.errors import DataError
 from abyssal.serve.chat import messages_of, prepare
 from abyssal.serve.faults import Fault
-from abyssal.serve.schema import ChatMessage, ChatRequest, parse
+from abyssal.serve.parts import ChatMessage
+from abyssal.serve.schema import ChatRequest, parse
 from abyssal.tokenizer.bpe import END_THINK, EOS, TOOL_CALLS_BEGIN, USER
 from abyssal.tokenizer.chat import Message, render
 from tests.serve.client import serving
