@@ -41,6 +41,12 @@ ROUTE_AUTH: Mapping[str, Auth] = {
     "/user/balance": "key",
     "/tokenize": "key",
     "/detokenize": "key",
+    "/history/chats": "key",
+    "/history/chats/{chat}": "key",
+    "/history/chats/{chat}/restore": "key",
+    "/history/chats/{chat}/messages/{message}": "key",
+    "/history/export": "key",
+    "/history/import": "key",
     "/metrics": "key",
     "/health": "public",
     "/docs": "public",
@@ -173,11 +179,12 @@ class Guard:
         headers.add_vary_header("Origin")
         if origin is not None and self._trusts(origin):
             headers["access-control-allow-origin"] = origin
-            headers["access-control-expose-headers"] = "x-request-id, retry-after"
+            shown = "x-request-id, retry-after, content-disposition"
+            headers["access-control-expose-headers"] = shown
 
 
 _PREFLIGHT = {
-    "access-control-allow-methods": "GET, POST",
+    "access-control-allow-methods": "GET, POST, PUT, PATCH, DELETE",
     "access-control-allow-headers": "authorization, content-type, x-request-id",
     "access-control-max-age": "600",
 }

@@ -41,6 +41,7 @@ class Settings:
     # What one request may bring
     max_body_bytes: int = 8 * 2**20
     max_depth: int = 64  # JSON objects and lists inside one another
+    max_values: int = 2**20  # numbers, texts and so on; each takes up to 150 bytes of memory
     max_messages: int = 10_000
     max_tools: int = 128
     max_stops: int = 16  # DeepSeek's; OpenAI takes 4
@@ -55,6 +56,7 @@ class Settings:
     keep_alive_s: float = 10.0  # between signs of life while nothing is written
     drain_s: float = 30.0  # that answers get to finish when the server is stopped
 
+    history: Path | None = None  # the file that keeps chats; None: they are not kept
     map_temperature: bool = False  # read temperatures as DeepSeek's service: 1.0 means 0.3
 
     def __post_init__(self) -> None:
@@ -129,6 +131,7 @@ _COUNTS = {
     "port": (0, 65535),
     "max_body_bytes": (1024, 2**31),
     "max_depth": (8, 256),  # above 8: a tool's schema is that deep; Python's stack is the limit
+    "max_values": (1024, 2**31),
     "max_messages": (1, 10**6),
     "max_tools": (0, 10**4),
     "max_stops": (1, 1024),
