@@ -22,7 +22,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from abyssal.serve.faults import Fault, dialect_of, forbidden, malformed, not_found, unauthorized
 from abyssal.serve.log import log_request
-from abyssal.serve.settings import Settings, is_loopback
+from abyssal.serve.settings import Settings, is_loopback, label_of
 
 Auth = Literal["public", "key"]
 
@@ -169,7 +169,7 @@ class Guard:
         matches = [hmac.compare_digest(digest, known) for known in self._keys]
         if scheme.lower() != "bearer" or not any(matches):
             raise unauthorized(dialect_of(scope["path"]))
-        return Sender(digest.hex()[:8], hashlib.sha256(b"prefix cache" + digest).digest())
+        return Sender(label_of(key.strip()), hashlib.sha256(b"prefix cache" + digest).digest())
 
     def _mark(self, start: Message, origin: str | None, request_id: str) -> None:
         """Headers of every answer."""

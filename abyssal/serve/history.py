@@ -5,8 +5,7 @@ answer 404 with the code ``no_history``.
 """
 
 import asyncio
-import re
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
 from functools import partial
 from sqlite3 import Connection
@@ -21,10 +20,20 @@ from abyssal.serve import chats, transfer
 from abyssal.serve.body import read_json
 from abyssal.serve.chat_rows import Object
 from abyssal.serve.description import told
-from abyssal.serve.faults import Fault, invalid, quote
+from abyssal.serve.faults import Fault
 from abyssal.serve.fields import Body
+from abyssal.serve.history_query import (
+    FOREVER,
+    FORMAT,
+    KINDS,
+    LISTING,
+    ONE,
+    flag,
+    id_of,
+    kind_of,
+    listing,
+)
 from abyssal.serve.history_schema import (
-    ID,
     Chat,
     ChatChange,
     ChatList,
@@ -38,7 +47,6 @@ from abyssal.serve.schema import parse
 from abyssal.serve.service import Service
 from abyssal.serve.store import Store
 
-MAX_PAGE = 200  # chats in one answer
 MAX_IMPORT_BYTES = 64 * 2**20
 MAX_IMPORT_VALUES = 2**22  # numbers, texts and so on in one import
 _IMPORT_DEPTH = 5  # an export has the data of a message inside so many objects and lists more
@@ -81,15 +89,15 @@ class History:
         """The answer to a change, once it is on the disk."""
         owner = request.state.owner
         done = self.store.write(lambda connection: work(connection, owner, *values))
-        return JSONResponse(await asyncio.wrap_future(done))
+        # A long text is made JSON beside the event loop, so that others' streams go on.
+        return await self.service.beside(partial(_json, await asyncio.wrap_future(done)))
 
     async def look(
         self, request: Request, work: Callable[..., Object], *values: object
     ) -> Response:
         """What is there."""
         owner = request.state.owner
-        # A long chat is made JSON beside the event loop, so that others' streams go on.
-        found = self.store.read(lambda connection: JSONResponse(work(connection, owner, *values)))
+        found = self.store.read(lambda connection: _json(work(connection, owner, *values)))
         return await asyncio.wrap_future(found)
 
     async def load(self, request: Request) -> Imported:
@@ -102,11 +110,9 @@ class History:
             )
             whole = [chat.model_dump() for chat in reversed(saved.chats)]  # the newest come first
             del body, saved
-            jobs = [store.write(partial(_add, owner, chat)) for chat in whole]
-            results = await asyncio.gather(*map(asyncio.wrap_future, jobs), return_exceptions=True)
-        for problem in results:
-            if isinstance(problem, BaseException):
-                raise problem
+            results: list[bool] = []
+            for chat in whole:  # one by one, so that others' writes get their turn between them
+                results.append(await asyncio.wrap_future(store.write(partial(_add, owner, chat))))
         added = [len(chat["messages"]) for chat, new in zip(whole, results, strict=True) if new]
         return Imported(chats=len(added), messages=sum(added), skipped=len(whole) - len(added))
 
@@ -137,34 +143,34 @@ def add_history(router: APIRouter, service: Service) -> None:
 def add_chats(router: APIRouter, history: History) -> None:
     """Chats as wholes."""
 
-    @router.get("/history/chats", **told(ChatList, parameters=_LISTING))
+    @router.get("/history/chats", **told(ChatList, parameters=LISTING))
     async def listed(request: Request) -> Response:
         """Chats, pinned ones first and then the newest; those with all words of a query."""
-        return await history.look(request, chats.list_chats, _listing(request.query_params))
+        return await history.look(request, chats.list_chats, listing(request.query_params))
 
     @router.get("/history/chats/{chat}", **told(WholeChat))
     async def read(request: Request, chat: str) -> Response:
         """A chat with all its messages."""
-        return await history.look(request, chats.get_chat, _id(chat, "chat"))
+        return await history.look(request, chats.get_chat, id_of(chat, "chat"))
 
     @router.put("/history/chats/{chat}", **told(Chat, ChatChange))
     async def put(request: Request, chat: str) -> Response:
         """Make a chat under an id of the client's, or change what is named."""
         body = await history.read(request, ChatChange)
-        return await history.change(request, chats.put_chat, _id(chat, "chat"), body.changes())
+        return await history.change(request, chats.put_chat, id_of(chat, "chat"), body.changes())
 
-    @router.delete("/history/chats/{chat}", **told(Chat, parameters=[_FOREVER]))
+    @router.delete("/history/chats/{chat}", **told(Chat, parameters=[FOREVER]))
     async def delete(request: Request, chat: str) -> Response:
         """Move a chat to the trash; with forever=true, delete it for good."""
-        forever = _flag(request.query_params, "forever")
+        forever = flag(request.query_params, "forever")
         return await history.change(
-            request, chats.erase if forever else chats.trash, _id(chat, "chat")
+            request, chats.erase if forever else chats.trash, id_of(chat, "chat")
         )
 
     @router.post("/history/chats/{chat}/restore", **told(Chat))
     async def restore(request: Request, chat: str) -> Response:
         """Take a chat out of the trash."""
-        return await history.change(request, chats.restore, _id(chat, "chat"))
+        return await history.change(request, chats.restore, id_of(chat, "chat"))
 
 
 def add_messages(router: APIRouter, history: History) -> None:
@@ -174,7 +180,7 @@ def add_messages(router: APIRouter, history: History) -> None:
     async def put(request: Request, chat: str, message: str) -> Response:
         """Make a message under an id of the client's or replace it; it becomes the current one."""
         body = await history.read(request, MessageChange)
-        names = _id(chat, "chat"), _id(message, "message")
+        names = id_of(chat, "chat"), id_of(message, "message")
         return await history.change(request, chats.put_message, *names, body.fields())
 
 
@@ -185,35 +191,36 @@ def add_transfer(router: APIRouter, history: History) -> None:
     async def export(request: Request) -> Response:
         """Chats as a file: all that are not in the trash, or one of any."""
         values = request.query_params
-        kind = values.get("format") or "json"
-        if kind not in _KINDS:
-            reason = f"format={quote(kind)}, expected json or markdown"
-            raise invalid(reason, "openai", param="format")
+        kind = kind_of(values)
         owner, chat = request.state.owner, values.get("chat", "")
         if chat:
-            work = partial(_chosen, owner, _id(chat, "chat"))
+            work = partial(_chosen, owner, id_of(chat, "chat"))
         else:
             work = partial(chats.ids, owner=owner)
         chosen = await asyncio.wrap_future(history.store.read(work))
-        media_type, ending = _KINDS[kind]
+        media_type, ending = KINDS[kind]
         name = transfer.file_name(chat, ending)
         return StreamingResponse(
             history.save(owner, chosen, kind),
             media_type=media_type,
-            headers={"content-disposition": f'attachment; filename="{name}"'},
+            headers={**_PRIVATE, "content-disposition": f'attachment; filename="{name}"'},
         )
 
     @router.post("/history/import", **told(Imported, SavedHistory))
     async def load(request: Request) -> Response:
         """Add the chats of an export; those whose ids are there already are left as they are."""
-        return JSONResponse((await history.load(request)).model_dump())
+        return _json((await history.load(request)).model_dump())
+
+
+_PRIVATE = {"cache-control": "no-store"}  # no browser keeps what a key was needed for
+
+
+def _json(value: Object) -> JSONResponse:
+    return JSONResponse(value, headers=_PRIVATE)
 
 
 class _Download(Response):
     """A file; of several types, which the description names itself."""
-
-
-_KINDS = {"json": ("application/json", "json"), "markdown": ("text/markdown", "md")}
 
 
 def _add(owner: str, chat: Object, connection: Connection) -> bool:
@@ -234,61 +241,9 @@ def _written(
     return write(chats.get_chat(connection, owner, chat), is_first=is_first)
 
 
-# Values of a query, which come as texts; an empty one was left out
-
-
-def _id(value: str, param: str) -> str:
-    if not re.fullmatch(ID, value, re.ASCII):
-        reason = f"{param}={quote(value)}, expected 32 hexadecimal digits in lower case"
-        raise invalid(reason, "openai", param=param)
-    return value
-
-
-def _flag(values: Mapping[str, str], name: str) -> bool:
-    value = values.get(name, "")
-    if value not in ("", "true", "false"):
-        reason = f"{name}={quote(value)}, expected true or false"
-        raise invalid(reason, "openai", param=name)
-    return value == "true"
-
-
-def _listing(values: Mapping[str, str]) -> chats.Listing:
-    limit = values.get("limit") or "50"
-    if not re.fullmatch(r"[0-9]{1,4}", limit) or not 1 <= int(limit) <= MAX_PAGE:
-        reason = f"limit={quote(limit)}, expected an integer from 1 to {MAX_PAGE}"
-        raise invalid(reason, "openai", param="limit")
-    return chats.Listing(
-        query=values.get("query", ""),
-        folder=values.get("folder", ""),
-        deleted=_flag(values, "deleted"),
-        limit=int(limit),
-        after=values.get("after", ""),
-    )
-
-
-def _parameter(name: str, tells: str, **schema: Any) -> dict[str, Any]:
-    """A value of a query, for the description."""
-    return {"name": name, "in": "query", "description": tells, "schema": schema}
-
-
-_BOOLEAN = {"type": "boolean", "default": False}
-_FOREVER = _parameter("forever", "For good, not into the trash.", **_BOOLEAN)
-_LISTING = [
-    _parameter("query", "Words, or beginnings of words, in titles and messages.", type="string"),
-    _parameter("folder", "Only chats in this folder.", type="string"),
-    _parameter("deleted", "The trash in place of the rest.", **_BOOLEAN),
-    _parameter(
-        "limit", "The most chats to give.", type="integer", minimum=1, maximum=MAX_PAGE, default=50
-    ),
-    _parameter("after", "The next of the page before.", type="string"),
-]
-
-
 def _told_export() -> dict[str, Any]:
     schema = {"$ref": f"#/components/schemas/{SavedHistory.__name__}"}
-    chat = _parameter("chat", "The id of one chat; without it, all.", type="string", pattern=ID)
-    kind = _parameter("format", "What to write.", enum=list(_KINDS), default="json")
-    export = told(None, parameters=[kind, chat])
+    export = told(None, parameters=[FORMAT, ONE])
     export["responses"][200] = {
         "description": "The file.",
         "content": {

@@ -3,6 +3,7 @@
 Safe as it comes: only this machine reaches it. Any other address needs API keys.
 """
 
+import hashlib
 import ipaddress
 import logging
 import re
@@ -69,6 +70,7 @@ class Settings:
             _check_seconds(field_name, getattr(self, field_name))
         for place, key in enumerate(self.api_keys, 1):
             _check_key(key, f"API key {place} of {len(self.api_keys)}")
+        _check_labels(self.api_keys)
         for origin in self.cors_origins:
             _check_origin(origin)
         for name in self.allowed_hosts:
@@ -103,6 +105,11 @@ def is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return False
+
+
+def label_of(key: str) -> str:
+    """What a key's owner is called in the log, the queue and the history: 8 hex digits."""
+    return hashlib.sha256(key.encode()).hexdigest()[:8]
 
 
 def read_keys(file: Path | None, environment: Mapping[str, str]) -> tuple[str, ...]:
@@ -185,6 +192,18 @@ def _check_key(key: str, where: str) -> None:
             f"{where} cannot travel in a header; use up to 512 letters, digits and signs of ASCII, "
             "without spaces"
         )
+
+
+def _check_labels(keys: tuple[str, ...]) -> None:
+    """Refuse two keys that would be taken for one person, who shares a history with himself."""
+    seen: dict[str, int] = {}
+    for place, key in enumerate(dict.fromkeys(keys), 1):
+        first = seen.setdefault(label_of(key), place)
+        if first != place:
+            raise ConfigError(
+                f"API keys {first} and {place} have the same label {label_of(key)}, by which what "
+                "belongs to them is told apart; make another one"
+            )
 
 
 def _check_origin(origin: str) -> None:

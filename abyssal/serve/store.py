@@ -9,6 +9,7 @@ import logging
 import queue
 import sqlite3
 import threading
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -23,8 +24,10 @@ Work = Callable[[sqlite3.Connection], T]
 
 MAX_GROUP = 64  # writes in one transaction
 NUM_READERS = 4
+READ_S = 10.0  # the longest that reading may take: a search for a letter in very much text, say
 # Another process may hold the file while it writes: its transactions are as short as ours.
 _BUSY_S = 60.0
+_OPERATIONS = 10_000  # of SQLite's machine, between two looks at the clock
 
 _logger = logging.getLogger(__name__)
 
@@ -77,7 +80,11 @@ class Store:
         return job.future
 
     def read(self, work: Work[T]) -> "Future[T]":
-        """What work returns, which sees the file as it was at one moment."""
+        """What work returns, which sees the file as it was at one moment.
+
+        Raises (the future):
+            Fault: work raised it or takes more than READ_S, or the file cannot be read.
+        """
         with self._lock:
             if self._is_closed:
                 raise shutting_down()
@@ -97,12 +104,18 @@ class Store:
 
     def _read(self, work: Work[T]) -> T:
         connection = self._free.get()
+        deadline_s = time.monotonic() + READ_S
+        connection.set_progress_handler(lambda: time.monotonic() > deadline_s, _OPERATIONS)
         try:
             connection.execute("BEGIN")
             return work(connection)
         except sqlite3.Error as problem:
+            if problem.sqlite_errorcode == sqlite3.SQLITE_INTERRUPT:
+                message = f"this takes more than {READ_S:g} s; ask for words that are less common"
+                raise Fault(400, message, param="query", code="query_too_broad") from problem
             raise _unusable(problem) from problem
         finally:
+            connection.set_progress_handler(None, 0)
             if connection.in_transaction:
                 connection.execute("ROLLBACK")
             self._free.put(connection)

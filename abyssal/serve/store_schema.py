@@ -18,6 +18,7 @@ from abyssal.serve.words import words
 BUSY_S = 5.0  # that another process may hold the file before a start gives up on it
 
 _APPLICATION = 0x61627973  # "abys" in the file's header: nobody else's database is touched
+_MAX_IDLE_LOG = 16 * 2**20  # bytes that the write-ahead log keeps once its words are in the file
 
 _logger = logging.getLogger(__name__)
 
@@ -58,6 +59,7 @@ def open_file(path: Path) -> sqlite3.Connection:
         (mode,) = connection.execute("PRAGMA journal_mode = WAL").fetchone()
         connection.execute("PRAGMA synchronous = FULL")
         connection.execute("PRAGMA secure_delete = ON")  # what is deleted is overwritten
+        connection.execute(f"PRAGMA journal_size_limit = {_MAX_IDLE_LOG}")
         if mode != "wal":
             raise ConfigError(
                 f"history {path}: its file system cannot share a write-ahead log; {_REMEDY}"

@@ -9,7 +9,7 @@ import pytest
 
 from abyssal.serve import chat_rows, chats
 from abyssal.serve.faults import Fault
-from abyssal.serve.store import MAX_GROUP, Store
+from abyssal.serve.store import MAX_GROUP, NUM_READERS, Store
 
 A = "a" * 32
 WORDS = {"parent": None, "role": "user", "content": "the sea", "reasoning": None, "data": {}}
@@ -132,6 +132,16 @@ def test_a_reader_sees_one_moment_and_cannot_write(store: Store):
     with pytest.raises(Fault) as refusal:
         store.read(partial(chats.put_chat, owner="", chat=A, changes={})).result()
     assert refusal.value.code == "history_unavailable"
+
+
+def test_a_read_without_end_is_ended_and_the_next_one_goes_on(store: Store, monkeypatch):
+    monkeypatch.setattr("abyssal.serve.store.READ_S", 0.05)
+    endless = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n) SELECT max(i) FROM n"
+    for _ in range(NUM_READERS + 1):
+        with pytest.raises(Fault) as refusal:
+            store.read(lambda connection: connection.execute(endless).fetchone()).result()
+        assert (refusal.value.status, refusal.value.code) == (400, "query_too_broad")
+    assert store.read(partial(chats.ids, owner="")).result() == []
 
 
 def test_an_owner_and_a_chat_have_an_end_and_deleting_makes_room(store: Store, monkeypatch):
