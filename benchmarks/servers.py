@@ -27,7 +27,16 @@ def abyssal_serve(folder: Path, threads: int) -> "Server":
     """`abyssal serve` as anybody starts it; a small model runs in float32 then."""
 
     def command(way: str, port: int) -> list[str]:
-        return [sys.executable, "-m", "abyssal", "serve", str(folder), "--port", str(port)]
+        return [
+            sys.executable,
+            "-m",
+            "abyssal",
+            "serve",
+            str(folder),
+            "--port",
+            str(port),
+            "--no-history",
+        ]
 
     return Server(("as it is",), command, {"ignore_eos": True}, folder, threads)
 

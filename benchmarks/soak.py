@@ -67,7 +67,17 @@ def main() -> None:
 @contextmanager
 def serving(folder: str, *options: str) -> Iterator[tuple[str, int, deque[str]]]:
     """The address and process id of a service of its own, and the lines of its log."""
-    command = [sys.executable, "-m", "abyssal", "serve", folder, "--port", "0", *options]
+    command = [
+        sys.executable,
+        "-m",
+        "abyssal",
+        "serve",
+        folder,
+        "--port",
+        "0",
+        "--no-history",
+        *options,
+    ]
     with subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     ) as p:

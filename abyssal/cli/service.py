@@ -19,6 +19,7 @@ from abyssal.cli.options import (
     check_folder,
     layout_for,
 )
+from abyssal.errors import ConfigError
 
 if TYPE_CHECKING:
     from abyssal.serve.settings import Settings
@@ -48,6 +49,13 @@ TimeoutS = Annotated[
 DrainS = Annotated[
     float, typer.Option(help="Seconds that answers get to finish when stopped.", metavar="S")
 ]
+History = Annotated[
+    Path | None,
+    typer.Option(
+        help="Keep chats in this file; else history.sqlite3 among your data.", metavar="FILE"
+    ),
+]
+NoHistory = Annotated[bool, typer.Option("--no-history", help="Keep no chats.")]
 MapTemperature = Annotated[
     bool, typer.Option("--map-temperature", help="1.0 means 0.3, as in DeepSeek's service.")
 ]
@@ -74,6 +82,8 @@ def serve(
     allow_host: AllowHost = None,
     timeout_s: TimeoutS = 1800.0,
     drain_s: DrainS = 30.0,
+    history: History = None,
+    no_history: NoHistory = False,
     map_temperature: MapTemperature = False,
     log_level: LogLevel = "info",
     json: Json = False,
@@ -98,6 +108,7 @@ def serve(
         cors_origins=tuple(cors or ()),
         request_timeout_s=timeout_s,
         drain_s=drain_s,
+        history=_history(history, no_history),
         map_temperature=map_temperature,
     )
     options = EngineOptions(
@@ -118,10 +129,20 @@ def serve(
     raise typer.Exit(128 + number)
 
 
+def _history(file: Path | None, none: bool) -> Path | None:
+    """Where chats are kept, if they are."""
+    from abyssal.serve.store_schema import default_path
+
+    if file and none:
+        raise ConfigError(f"--history {file} and --no-history: give one of them")
+    return None if none else file or default_path(os.environ)
+
+
 def _say_where(url: str, settings: "Settings", as_json: bool) -> None:
     """Where it listens, and a first request to try."""
     if as_json:
-        console.show_json({"url": url, "model": settings.name, "docs": f"{url}/docs"})
+        where = {"url": url, "model": settings.name, "docs": f"{url}/docs"}
+        console.show_json({**where, "history": settings.history and str(settings.history)})
         return
     console.say(f"{settings.name} listens on {url} (descriptions at {url}/docs); try")
     key = ' -H "Authorization: Bearer $KEY"' if settings.api_keys else ""
@@ -129,6 +150,8 @@ def _say_where(url: str, settings: "Settings", as_json: bool) -> None:
     console.say(
         f"  curl {url}/v1/chat/completions{key} -H 'Content-Type: application/json' -d '{body}'"
     )
+    if settings.history:
+        console.say(f"chats are kept in {settings.history} (--no-history keeps none)")
 
 
 VERBS = (

@@ -15,19 +15,24 @@ from abyssal.errors import AbyssalError, OverloadedError
 from abyssal.serve import routes
 from abyssal.serve.faults import Fault, dialect_of, from_error, from_status, internal
 from abyssal.serve.guard import Guard
+from abyssal.serve.history import add_history
 from abyssal.serve.service import Service
 from abyssal.serve.settings import Settings
+from abyssal.serve.store import Store
 
 logger = logging.getLogger(__name__)
 
 
-def create_app(llm: LLM, settings: Settings, max_waiting: int | None = None) -> FastAPI:
+def create_app(
+    llm: LLM, settings: Settings, max_waiting: int | None = None, history: Store | None = None
+) -> FastAPI:
     """The service around one model; max_waiting bounds the answers that wait behind running ones.
 
+    history keeps chats; whoever opened it closes it, once the application is down.
     From the application's startup to its shutdown the engine belongs to a thread of the service:
     nobody else may generate with this LLM meanwhile.
     """
-    service = Service(llm, settings, max_waiting)
+    service = Service(llm, settings, max_waiting, history)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -53,6 +58,7 @@ def create_app(llm: LLM, settings: Settings, max_waiting: int | None = None) -> 
     routes.add_tokens(app.router, service)
     routes.add_facts(app.router, service)
     routes.add_model(app.router, service)
+    add_history(app.router, service)
     routes.add_operation(app.router, service, app)
     for kind in (Fault, AbyssalError, HTTPException):
         app.add_exception_handler(kind, _refuse)

@@ -82,7 +82,16 @@ def serving(folder: str | Path, options: EngineOptions | None = None) -> Iterato
         ConfigError: it ended before it answered; the message has its own last words.
     """
     port = _free_port()
-    words = [sys.executable, "-m", "abyssal", "serve", str(folder), "--port", str(port)]
+    words = [
+        sys.executable,
+        "-m",
+        "abyssal",
+        "serve",
+        str(folder),
+        "--port",
+        str(port),
+        "--no-history",
+    ]
     words += _as_words(options or EngineOptions())
     with tempfile.TemporaryFile() as log:
         process = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=log)

@@ -25,7 +25,6 @@ from abyssal.serve.faults import (
 from abyssal.serve.settings import Settings
 
 MAX_NUMBER_CHARS = 100  # a float64 in full, several times over
-MAX_VALUES = 2**20  # in one body; each takes up to 150 bytes of memory
 
 
 async def read_json(scope: Scope, receive: Receive, settings: Settings) -> object:
@@ -53,7 +52,7 @@ def parse_json(body: bytes, settings: Settings) -> object:
         text = body.decode()
     except UnicodeDecodeError as problem:
         raise malformed(f"the body is not UTF-8 (byte {problem.start}); encode it so") from None
-    _check_shape(body, settings.max_depth)
+    _check_shape(body, settings.max_depth, settings.max_values)
     try:
         value: object = _DECODER.decode(text)
     except json.JSONDecodeError as problem:
@@ -147,7 +146,7 @@ _DECODER = json.JSONDecoder(
 )
 
 
-def _check_shape(body: bytes, max_depth: int) -> None:
+def _check_shape(body: bytes, max_depth: int, max_values: int) -> None:
     """Refuse deep nesting and swarms of values, before a parser makes Python objects of them."""
     # Without its escapes, a string ends at the next quotation mark.
     signs = np.frombuffer(body.replace(rb"\\", b"").replace(rb"\"", b""), np.uint8)
@@ -156,9 +155,9 @@ def _check_shape(body: bytes, max_depth: int) -> None:
     if steps.size and int(np.cumsum(steps, dtype=np.int32).max()) > max_depth:
         raise malformed(f"objects and lists are nested more than {max_depth} deep; flatten them")
     values = int(np.count_nonzero(steps == 1) + np.count_nonzero(signs == ord(",")))
-    if values > MAX_VALUES:
+    if values > max_values:
         raise malformed(
-            f"the body has about {values} values, at most {MAX_VALUES} are taken; send less at once"
+            f"the body has about {values} values, at most {max_values} are taken; send less at once"
         )
 
 

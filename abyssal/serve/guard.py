@@ -22,7 +22,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from abyssal.serve.faults import Fault, dialect_of, forbidden, malformed, not_found, unauthorized
 from abyssal.serve.log import log_request
-from abyssal.serve.settings import Settings, is_loopback
+from abyssal.serve.settings import Settings, is_loopback, label_of
 
 Auth = Literal["public", "key"]
 
@@ -41,6 +41,12 @@ ROUTE_AUTH: Mapping[str, Auth] = {
     "/user/balance": "key",
     "/tokenize": "key",
     "/detokenize": "key",
+    "/history/chats": "key",
+    "/history/chats/{chat}": "key",
+    "/history/chats/{chat}/restore": "key",
+    "/history/chats/{chat}/messages/{message}": "key",
+    "/history/export": "key",
+    "/history/import": "key",
     "/metrics": "key",
     "/model": "key",
     "/model/report": "key",
@@ -165,7 +171,7 @@ class Guard:
         matches = [hmac.compare_digest(digest, known) for known in self._keys]
         if scheme.lower() != "bearer" or not any(matches):
             raise unauthorized(dialect_of(scope["path"]))
-        return Sender(digest.hex()[:8], hashlib.sha256(b"prefix cache" + digest).digest())
+        return Sender(label_of(key.strip()), hashlib.sha256(b"prefix cache" + digest).digest())
 
     def _mark(self, start: Message, origin: str | None, request_id: str) -> None:
         """Headers of every answer."""
@@ -175,11 +181,12 @@ class Guard:
         headers.add_vary_header("Origin")
         if origin is not None and self._trusts(origin):
             headers["access-control-allow-origin"] = origin
-            headers["access-control-expose-headers"] = "x-request-id, retry-after"
+            shown = "x-request-id, retry-after, content-disposition"
+            headers["access-control-expose-headers"] = shown
 
 
 _PREFLIGHT = {
-    "access-control-allow-methods": "GET, POST",
+    "access-control-allow-methods": "GET, POST, PUT, PATCH, DELETE",
     "access-control-allow-headers": "authorization, content-type, x-request-id",
     "access-control-max-age": "600",
 }

@@ -7,15 +7,13 @@ from functools import partial
 from typing import Any
 
 from fastapi import APIRouter, FastAPI
-from pydantic import BaseModel
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse, Response
 
 from abyssal.serve import answers
 from abyssal.serve.chat import prompt_of
-from abyssal.serve.description import describe
+from abyssal.serve.description import describe, told
 from abyssal.serve.faults import Dialect, dialect_of
-from abyssal.serve.fields import Body
 from abyssal.serve.logprobs import token_text
 from abyssal.serve.manual import HEADERS, manual
 from abyssal.serve.metrics import CONTENT_TYPE
@@ -36,17 +34,17 @@ def add_generation(router: APIRouter, service: Service) -> None:
         return await service.complete(request)
 
     for base in ("/v1", "", "/beta"):
-        told = _told(answers.ChatAnswer, ChatRequest, streams=True)
-        router.post(f"{base}/chat/completions", **told)(chat)
-        told = _told(answers.TextAnswer, CompletionRequest, streams=True)
-        router.post(f"{base}/completions", **told)(complete)
+        chats = told(answers.ChatAnswer, ChatRequest, streams=True)
+        router.post(f"{base}/chat/completions", **chats)(chat)
+        texts = told(answers.TextAnswer, CompletionRequest, streams=True)
+        router.post(f"{base}/completions", **texts)(complete)
 
 
 def add_tokens(router: APIRouter, service: Service) -> None:
     """Text to tokens and back, as vLLM's server has it."""
     llm, settings = service.llm, service.settings
 
-    @router.post("/tokenize", **_told(answers.TokenizeAnswer, TokenizeRequest))
+    @router.post("/tokenize", **told(answers.TokenizeAnswer, TokenizeRequest))
     async def tokenize(request: Request) -> Response:
         """The tokens of a text, or of a conversation as the model reads it."""
         body = await service.read(request, TokenizeRequest)
@@ -62,7 +60,7 @@ def add_tokens(router: APIRouter, service: Service) -> None:
             }
         )
 
-    @router.post("/detokenize", **_told(answers.DetokenizeAnswer, DetokenizeRequest))
+    @router.post("/detokenize", **told(answers.DetokenizeAnswer, DetokenizeRequest))
     async def detokenize(request: Request) -> Response:
         """The text of tokens; control tokens show their names."""
         body = await service.read(request, DetokenizeRequest)
@@ -88,11 +86,11 @@ def add_facts(router: APIRouter, service: Service) -> None:
         return _json(_model(service, model, dialect))
 
     for base in ("/v1", ""):
-        router.get(f"{base}/models", **_told(answers.ModelsAnswer))(models)
-        router.get(f"{base}/models/{{model:path}}", **_told(answers.ModelAnswer))(model)
-    router.get("/beta/models", **_told(answers.ModelsAnswer))(models)
+        router.get(f"{base}/models", **told(answers.ModelsAnswer))(models)
+        router.get(f"{base}/models/{{model:path}}", **told(answers.ModelAnswer))(model)
+    router.get("/beta/models", **told(answers.ModelsAnswer))(models)
 
-    @router.get("/user/balance", **_told(answers.BalanceAnswer))
+    @router.get("/user/balance", **told(answers.BalanceAnswer))
     async def balance() -> Response:
         """Always available and always zero: a server of your own takes no money."""
         nothing = dict.fromkeys(("total_balance", "granted_balance", "topped_up_balance"), "0.00")
@@ -146,24 +144,6 @@ def add_operation(router: APIRouter, service: Service, app: FastAPI) -> None:
     async def docs() -> Response:
         """The description of all routes, for people."""
         return HTMLResponse(manual(describe(app)), headers=HEADERS)
-
-
-def _told(
-    answer: type[BaseModel], body: type[Body] | None = None, *, streams: bool = False
-) -> dict[str, Any]:
-    """What the description says about a route, as FastAPI takes it."""
-    fault = {"model": answers.ErrorAnswer, "description": "What is wrong, and what to do."}
-    responses: dict[int | str, dict[str, Any]] = {200: {"model": answer}, "4XX": fault}
-    if streams:
-        events = {"schema": {"type": "string"}}
-        responses[200]["content"] = {"text/event-stream": events}
-        responses["5XX"] = fault
-    told: dict[str, Any] = {"responses": responses}
-    if body is not None:
-        schema = {"$ref": f"#/components/schemas/{body.__name__}"}
-        content = {"application/json": {"schema": schema}}
-        told["openapi_extra"] = {"requestBody": {"required": True, "content": content}}
-    return told
 
 
 def _model(service: Service, name: str, dialect: Dialect) -> dict[str, Any]:

@@ -10,6 +10,7 @@ import signal
 import socket
 import sys
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from types import FrameType
@@ -23,6 +24,7 @@ from abyssal.errors import ConfigError
 from abyssal.serve.app import create_app
 from abyssal.serve.log import log_to
 from abyssal.serve.settings import Settings
+from abyssal.serve.store import Store
 
 # A thread that computes in Python gives way to the event loop after this long. With the usual 5 ms
 # one message in a hundred came 95 ms after the one before it, with this 65 (64 streams of a toy
@@ -46,16 +48,16 @@ def run(
     address once it is listened on.
 
     Raises:
-        ConfigError: the address cannot be had.
+        ConfigError: the address cannot be had, or the file of the history.
         CheckpointError, DataError: the folder lacks a model or a tokenizer.
     """
     log_to(level=logging.getLevelNamesMapping()[log_level.upper()])
     options = options or EngineOptions()
-    with _bound(settings) as listener:
+    with _bound(settings) as listener, _opened(settings) as history:
         # The bridge bounds the queue: it knows before any work is done, and the engine would count
         # a burst as waiting that it can run at once.
         llm = LLM(folder, options=replace(options, max_waiting=None))
-        app = create_app(llm, settings, options.max_waiting)
+        app = create_app(llm, settings, options.max_waiting, history)
         sys.setswitchinterval(SWITCH_S)
         server = Server(app, settings, (lambda: ready(_url(settings, listener))) if ready else None)
         server.run([listener])
@@ -122,6 +124,11 @@ def _bound(settings: Settings) -> socket.socket:
             f"({problem.strerror or problem}); choose another port, or 0 for any free one"
         ) from problem
     return listener
+
+
+def _opened(settings: Settings) -> AbstractContextManager[Store | None]:
+    """The store of the history, if one is to be kept; opened before the model is read."""
+    return nullcontext() if settings.history is None else Store(settings.history)
 
 
 def _url(settings: Settings, listener: socket.socket) -> str:

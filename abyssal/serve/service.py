@@ -29,6 +29,7 @@ from abyssal.serve.model_card import ModelCard
 from abyssal.serve.sampling import Prepared
 from abyssal.serve.schema import ChatRequest, CompletionRequest, Sampling, parse
 from abyssal.serve.settings import Settings
+from abyssal.serve.store import Store
 from abyssal.serve.stream import LiveResponse, Occasion, Reply
 from abyssal.serve.thinking import aliases
 
@@ -46,8 +47,14 @@ _NUM_WORKERS = 4
 class Service:
     """A model, its bridge, its numbers and its workers."""
 
-    def __init__(self, llm: LLM, settings: Settings, max_waiting: int | None = None):
-        self.llm, self.settings = llm, settings
+    def __init__(
+        self,
+        llm: LLM,
+        settings: Settings,
+        max_waiting: int | None = None,
+        history: Store | None = None,
+    ):
+        self.llm, self.settings, self.history = llm, settings, history
         running = llm.engine.options.max_running
         waiting = running * WAITING_PER_RUNNING if max_waiting is None else max_waiting
         self.bridge = Bridge(llm.engine, max_in_flight=running + waiting)

@@ -3,6 +3,7 @@
 Safe as it comes: only this machine reaches it. Any other address needs API keys.
 """
 
+import hashlib
 import ipaddress
 import logging
 import re
@@ -41,6 +42,7 @@ class Settings:
     # What one request may bring
     max_body_bytes: int = 8 * 2**20
     max_depth: int = 64  # JSON objects and lists inside one another
+    max_values: int = 2**20  # numbers, texts and so on; each takes up to 150 bytes of memory
     max_messages: int = 10_000
     max_tools: int = 128
     max_stops: int = 16  # DeepSeek's; OpenAI takes 4
@@ -55,6 +57,7 @@ class Settings:
     keep_alive_s: float = 10.0  # between signs of life while nothing is written
     drain_s: float = 30.0  # that answers get to finish when the server is stopped
 
+    history: Path | None = None  # the file that keeps chats; None: they are not kept
     map_temperature: bool = False  # read temperatures as DeepSeek's service: 1.0 means 0.3
 
     def __post_init__(self) -> None:
@@ -67,6 +70,7 @@ class Settings:
             _check_seconds(field_name, getattr(self, field_name))
         for place, key in enumerate(self.api_keys, 1):
             _check_key(key, f"API key {place} of {len(self.api_keys)}")
+        _check_labels(self.api_keys)
         for origin in self.cors_origins:
             _check_origin(origin)
         for name in self.allowed_hosts:
@@ -103,6 +107,11 @@ def is_loopback(host: str) -> bool:
         return False
 
 
+def label_of(key: str) -> str:
+    """What a key's owner is called in the log, the queue and the history: 8 hex digits."""
+    return hashlib.sha256(key.encode()).hexdigest()[:8]
+
+
 def read_keys(file: Path | None, environment: Mapping[str, str]) -> tuple[str, ...]:
     """The API keys in a file (one a line, # opens a comment) and in the environment, each once.
 
@@ -129,6 +138,7 @@ _COUNTS = {
     "port": (0, 65535),
     "max_body_bytes": (1024, 2**31),
     "max_depth": (8, 256),  # above 8: a tool's schema is that deep; Python's stack is the limit
+    "max_values": (1024, 2**31),
     "max_messages": (1, 10**6),
     "max_tools": (0, 10**4),
     "max_stops": (1, 1024),
@@ -182,6 +192,18 @@ def _check_key(key: str, where: str) -> None:
             f"{where} cannot travel in a header; use up to 512 letters, digits and signs of ASCII, "
             "without spaces"
         )
+
+
+def _check_labels(keys: tuple[str, ...]) -> None:
+    """Refuse two keys that would be taken for one person, who shares a history with himself."""
+    seen: dict[str, int] = {}
+    for place, key in enumerate(dict.fromkeys(keys), 1):
+        first = seen.setdefault(label_of(key), place)
+        if first != place:
+            raise ConfigError(
+                f"API keys {first} and {place} have the same label {label_of(key)}, by which what "
+                "belongs to them is told apart; make another one"
+            )
 
 
 def _check_origin(origin: str) -> None:

@@ -41,7 +41,7 @@ def test_every_option_reaches_the_server(abyssal_command, folder, asked, tmp_pat
         "--key-file", str(keys), "--max-running", "5", "--max-waiting", "6", "--cache", "1MiB",
         "--draft", "2", "--deterministic", "--cors", "https://a.example", "--cors",
         "https://b.example", "--allow-host", "models.example", "--timeout-s", "9", "--drain-s",
-        "3", "--map-temperature", "--log-level", "warning",
+        "3", "--history", "my.sqlite3", "--map-temperature", "--log-level", "warning",
     )  # fmt: skip
     assert ran.code == 128 + signal.SIGTERM
     ((where, settings, options, log_level),) = asked
@@ -52,6 +52,7 @@ def test_every_option_reaches_the_server(abyssal_command, folder, asked, tmp_pat
     assert settings.allowed_hosts == ("models.example",)
     assert (settings.request_timeout_s, settings.drain_s) == (9, 3)
     assert settings.map_temperature
+    assert settings.history == Path("my.sqlite3")
     assert options == EngineOptions(
         max_running=5, max_waiting=6, cache_bytes=2**20, draft=2, deterministic=True
     )
@@ -66,6 +67,24 @@ def test_it_says_where_it_listens(abyssal_command, folder, asked):
     assert options == EngineOptions(max_waiting=256)
     found = json.loads(abyssal_command("serve", folder, "--json").out)
     assert found["url"] == "http://127.0.0.1:4321"
+
+
+def test_chats_are_kept_among_the_users_data_unless_told_otherwise(
+    abyssal_command, folder, asked, monkeypatch, tmp_path
+):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for data, expected in (
+        (str(tmp_path / "data"), tmp_path / "data"),
+        ("", tmp_path / ".local" / "share"),
+        ("relative", tmp_path / ".local" / "share"),
+    ):
+        monkeypatch.setenv("XDG_DATA_HOME", data)
+        said = abyssal_command("serve", folder).out
+        assert asked[-1][1].history == expected / "abyssal" / "history.sqlite3"
+        assert f"chats are kept in {asked[-1][1].history}" in said
+    assert "kept" not in abyssal_command("serve", folder, "--no-history").out
+    assert asked[-1][1].history is None
+    assert not list(tmp_path.iterdir())  # it is the server that makes the file
 
 
 def test_keys_may_be_in_the_environment_and_are_never_shown(
@@ -87,6 +106,7 @@ def test_keys_may_be_in_the_environment_and_are_never_shown(
         (("--draft", "-1"), "draft=-1"),
         (("--port", "99999"), "port=99999"),
         (("--cors", "a.example"), "cors_origins"),
+        (("--history", "my.sqlite3", "--no-history"), "--no-history"),
     ],
 )
 def test_what_cannot_be_served_is_one_line_and_code_2(abyssal_command, folder, asked, words, named):
@@ -98,7 +118,7 @@ def test_what_cannot_be_served_is_one_line_and_code_2(abyssal_command, folder, a
 
 @pytest.mark.slow
 def test_the_example_works_as_printed_and_sigterm_ends_it(folder):
-    words = [sys.executable, "-m", "abyssal", "serve", folder, "--port", "0"]
+    words = [sys.executable, "-m", "abyssal", "serve", folder, "--port", "0", "--no-history"]
     process = subprocess.Popen(
         words, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
         cwd=Path(abyssal.__file__).parents[1],

@@ -13,6 +13,7 @@ from abyssal.engine.llm import LLM
 from abyssal.serve.app import create_app
 from abyssal.serve.service import Service
 from abyssal.serve.settings import Settings
+from abyssal.serve.store import Store
 from abyssal.tokenizer.control import CLOSING, USER
 
 VOCAB_SIZE = 320  # of the tokenizer in conftest.py
@@ -106,10 +107,10 @@ def settings(**changes: Any) -> Settings:
 
 @asynccontextmanager
 async def serving(
-    llm: LLM, max_waiting: int | None = None, **changes: Any
+    llm: LLM, max_waiting: int | None = None, history: Store | None = None, **changes: Any
 ) -> AsyncIterator[Client]:
     """A service from its startup to its shutdown; `changes` are of its settings."""
-    app = create_app(llm, settings(**changes), max_waiting)
+    app = create_app(llm, settings(**changes), max_waiting, history)
     async with app.router.lifespan_context(app):
         transport = httpx.ASGITransport(app=app, raise_app_exceptions=False)
         async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1") as http:

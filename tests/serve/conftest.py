@@ -1,5 +1,8 @@
 """A tokenizer of a few words with all control tokens, and a random model that reads them."""
 
+from collections.abc import Iterator
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -7,6 +10,7 @@ from abyssal.config import ModelConfig
 from abyssal.engine.llm import LLM
 from abyssal.engine.options import EngineOptions
 from abyssal.model.transformer import DeepSeekV3
+from abyssal.serve.store import Store
 from abyssal.tokenizer.bpe import Tokenizer
 from tests.serve.client import VOCAB_SIZE
 
@@ -41,6 +45,13 @@ def llm(model: DeepSeekV3, tokenizer: Tokenizer) -> LLM:
 def narrow(model: DeepSeekV3, tokenizer: Tokenizer) -> LLM:
     """One that writes a single answer at a time."""
     return LLM(model, tokenizer, options=EngineOptions(max_running=1))
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[Store]:
+    """An empty history."""
+    with Store(tmp_path / "data" / "history.sqlite3") as store:
+        yield store
 
 
 @pytest.fixture

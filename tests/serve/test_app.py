@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from abyssal.engine.llm import LLM
 from abyssal.serve.app import create_app
 from abyssal.serve.guard import ROUTE_AUTH
+from abyssal.serve.store import Store
 from abyssal.tokenizer.chat import Message, render
 from tests.serve.client import serving
 from tests.serve.client import settings as service_settings
@@ -30,10 +31,12 @@ def test_every_route_has_an_auth_class_and_every_class_a_route(llm: LLM):
     assert {route.path for route in app.routes} == set(ROUTE_AUTH)
 
 
-async def test_without_a_key_only_public_routes_answer(llm: LLM):
-    async with serving(llm, api_keys=KEYS) as client:
+async def test_without_a_key_only_public_routes_answer(llm: LLM, store: Store):
+    async with serving(llm, api_keys=KEYS, history=store) as client:
+        chat = "c" * 32
+        await client.http.put(f"/history/chats/{chat}", json={}, headers=bearer(KEYS[0]))
         for path, auth in ROUTE_AUTH.items():
-            path = path.replace("{model:path}", "tiny")
+            path = path.replace("{model:path}", "tiny").replace("{chat}", chat)
             replies = [await client.http.get(path), await client.http.post(path, json={})]
             statuses = {reply.status_code for reply in replies}
             assert statuses == ({200, 405} if auth == "public" else {401}), path
@@ -100,7 +103,7 @@ async def test_the_description_has_a_schema_for_every_body_and_every_reply(llm: 
     for path, methods in described["paths"].items():
         for method, operation in methods.items():
             assert operation["description"], path
-            if method == "post":
+            if method == "put" or (method == "post" and not path.endswith("/restore")):
                 content = operation["requestBody"]["content"]["application/json"]
                 assert content["schema"]["$ref"].rpartition("/")[2] in schemas
     ids = [o["operationId"] for m in described["paths"].values() for o in m.values()]

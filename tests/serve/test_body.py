@@ -10,7 +10,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from abyssal.serve.body import MAX_NUMBER_CHARS, MAX_VALUES, parse_json, read_json
+from abyssal.serve.body import MAX_NUMBER_CHARS, parse_json, read_json
 from abyssal.serve.faults import Fault
 from abyssal.serve.settings import Settings
 
@@ -148,7 +148,7 @@ def test_a_swarm_of_values_is_refused_before_it_is_made(value):
         return b"[" + b",".join([value] * count) + b"]"
 
     begin_s = time.perf_counter()
-    assert "values" in refusal_of(parse_json, body(MAX_VALUES + 1), ROOMY).message
+    assert "values" in refusal_of(parse_json, body(ROOMY.max_values + 1), ROOMY).message
     assert time.perf_counter() - begin_s < 2
     assert len(parse_json(body(1000), ROOMY)) == 1000
 

@@ -244,6 +244,8 @@ def test_a_browser_may_ask_first_without_a_key():
     answer = ask("/v1/models", "OPTIONS", settings, never, headers=asks)
     assert answer.status_code == 204
     assert "authorization" in answer.headers["access-control-allow-headers"]
+    methods = answer.headers["access-control-allow-methods"].split(", ")
+    assert methods == ["GET", "POST", "PUT", "PATCH", "DELETE"]
     assert ask("/v1/models", "OPTIONS", KEYED, never, headers=asks).status_code == 403
     assert ask("/nowhere", "OPTIONS", settings, never, headers=asks).status_code == 404
     # Only the question is free: the rest of OPTIONS, and other methods, need the key.

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from abyssal.errors import ConfigError
-from abyssal.serve.settings import KEYS_VARIABLE, Settings, is_loopback, read_keys
+from abyssal.serve.settings import KEYS_VARIABLE, Settings, is_loopback, label_of, read_keys
 
 KEY = "sk-0123456789abcdef"
 LOCAL = Settings(name="tiny", layout="v3.1")
@@ -124,3 +124,15 @@ def test_a_key_that_cannot_be_used_is_refused_without_showing_it(key):
     assert key not in str(refusal.value).replace(KEYS_VARIABLE, "")
     with pytest.raises(ConfigError, match="API key 1 of 1"):
         dataclasses.replace(LOCAL, api_keys=(key,))
+
+
+def test_two_keys_of_one_label_are_refused():
+    first, labels = None, {}
+    for number in range(10**6):  # of 32 bits each: a pair is expected within some 80,000
+        key = f"key-of-somebody-{number}"
+        first = labels.setdefault(label_of(key), key)
+        if first != key:
+            break
+    with pytest.raises(ConfigError, match="API keys 1 and 2 have the same label"):
+        dataclasses.replace(LOCAL, api_keys=(first, key))
+    dataclasses.replace(LOCAL, api_keys=(first, first))
