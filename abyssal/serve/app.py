@@ -15,6 +15,7 @@ from abyssal.errors import AbyssalError, OverloadedError
 from abyssal.serve import routes
 from abyssal.serve.faults import Fault, dialect_of, from_error, from_status, internal
 from abyssal.serve.guard import Guard
+from abyssal.serve.page import add_page
 from abyssal.serve.service import Service
 from abyssal.serve.settings import Settings
 
@@ -53,6 +54,7 @@ def create_app(llm: LLM, settings: Settings, max_waiting: int | None = None) -> 
     routes.add_tokens(app.router, service)
     routes.add_facts(app.router, service)
     routes.add_operation(app.router, service, app)
+    add_page(app.router)
     for kind in (Fault, AbyssalError, HTTPException):
         app.add_exception_handler(kind, _refuse)
     app.add_middleware(_Unexpected)
