@@ -1,12 +1,13 @@
-# Abyssal in seven words. `make setup` needs python 3.11 or newer and pip, nothing else.
+# Abyssal in ten words. `make setup` needs python 3.11 or newer and pip, nothing else.
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 KERNELS := $(VENV)/.kernels
+PAGE := web/node_modules/.ready
 
-.PHONY: setup demo test check bench docs clean
+.PHONY: setup demo chat test check web web-check bench docs clean
 
 ## setup: a virtual environment with Abyssal and its tools, made anew when pyproject.toml changes,
 ## and the native kernels, compiled for this machine
@@ -28,6 +29,10 @@ $(KERNELS): $(READY) $(wildcard abyssal/kernels/*.cpp abyssal/kernels/*.h)
 demo: setup
 	$(BIN)/python -m abyssal demo
 
+## chat: the demo's model in a browser
+chat: setup
+	$(BIN)/python -m abyssal serve --open
+
 ## test: the whole suite; `make test ARGS="-m 'not slow' tests/plan"` for a part of it
 test: setup
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 $(ARGS)
@@ -37,6 +42,24 @@ check: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+
+## web: the chat page, built from web/ into the package; what it makes is committed
+web: $(PAGE)
+	cd web && npm run --silent build
+
+## web-check: lint, types and tests of the page, and whether what is committed is what web/ builds
+web-check: $(PAGE)
+	cd web && npm run --silent lint && npm run --silent check && npm run --silent test
+	@folder=$$(mktemp -d) && trap 'rm -rf "$$folder"' EXIT && \
+		(cd web && ABYSSAL_WEB_OUT="$$folder" npm run --silent build) && \
+		{ diff -r "$$folder" abyssal/serve/web || \
+			{ echo 'abyssal/serve/web is stale: commit what `make web` builds'; exit 1; }; }
+
+$(PAGE): web/package.json web/package-lock.json
+	@node -e 'const [a, b] = process.versions.node.split("."); process.exit(a > 20 || (a == 20 && b >= 19) ? 0 : 1)' || \
+		{ echo 'the page is built by Node 20.19 or newer with npm; install them (Debian: nodejs npm)'; exit 1; }
+	cd web && npm ci --no-audit --no-fund --loglevel=error
+	@touch $@
 
 ## bench: all figures of speed, beside the peers that are installed; `make bench ARGS=--quick`
 bench: setup
@@ -50,5 +73,5 @@ docs: setup
 
 ## clean: remove everything that setup, tests and tools made; runs in out/ stay
 clean:
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) web/node_modules build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find abyssal tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -186,6 +186,7 @@ def demo(
     console.say("")
     console.show(folders.made(), as_json=False, title="made")
     console.say(f"\ntalk to it: abyssal chat {folders.model}")
+    console.say(f"in a browser: abyssal serve {folders.model} --open")
 
 
 def _settle_threads() -> None:

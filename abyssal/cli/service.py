@@ -1,6 +1,7 @@
 """The verb that serves: a model folder over HTTP."""
 
 import os
+import webbrowser
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -62,6 +63,7 @@ MapTemperature = Annotated[
 LogLevel = Annotated[
     Literal["debug", "info", "warning", "error"], typer.Option(help="The least that is logged.")
 ]
+Open = Annotated[bool, typer.Option("--open", help="Show the chat page in a browser.")]
 Json = Annotated[bool, typer.Option("--json", help="Where it listens, as one JSON object.")]
 
 
@@ -86,9 +88,10 @@ def serve(
     no_history: NoHistory = False,
     map_temperature: MapTemperature = False,
     log_level: LogLevel = "info",
+    open: Open = False,
     json: Json = False,
 ) -> None:
-    """Answer over HTTP, as OpenAI's and DeepSeek's services do.
+    """Answer over HTTP, as OpenAI's and DeepSeek's services do, and show a chat page.
 
     Only this machine can reach it, unless --host names another address and
     there are API keys. SIGTERM and Ctrl-C let answers under way finish.
@@ -123,7 +126,7 @@ def serve(
         folder,
         settings,
         options,
-        ready=lambda url: _say_where(url, settings, json),
+        ready=lambda url: _say_where(url, settings, open, json),
         log_level=log_level,
     )
     raise typer.Exit(128 + number)
@@ -138,13 +141,15 @@ def _history(file: Path | None, none: bool) -> Path | None:
     return None if none else file or default_path(os.environ)
 
 
-def _say_where(url: str, settings: "Settings", as_json: bool) -> None:
-    """Where it listens, and a first request to try."""
+def _say_where(url: str, settings: "Settings", show: bool, as_json: bool) -> None:
+    """Where it listens, and a first request to try; with `show`, a browser opens there."""
+    if show and not webbrowser.open(url):
+        console.note(f"no browser was found; open {url} in one")
     if as_json:
         where = {"url": url, "model": settings.name, "docs": f"{url}/docs"}
         console.show_json({**where, "history": settings.history and str(settings.history)})
         return
-    console.say(f"{settings.name} listens on {url} (descriptions at {url}/docs); try")
+    console.say(f"{settings.name} listens on {url} (a chat page; descriptions at {url}/docs); try")
     key = ' -H "Authorization: Bearer $KEY"' if settings.api_keys else ""
     body = f'{{"model": "{settings.name}", "messages": [{{"role": "user", "content": "Hello"}}]}}'
     console.say(
@@ -158,7 +163,7 @@ VERBS = (
     Verb(
         serve,
         (
-            "abyssal serve",
+            "abyssal serve --open",
             "abyssal serve out/demo/model --port 9000 --draft 1 --cache 2GiB",
             "abyssal serve --host 0.0.0.0 --key-file keys.txt --allow-host models.example",
         ),

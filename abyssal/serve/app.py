@@ -16,6 +16,7 @@ from abyssal.serve import routes
 from abyssal.serve.faults import Fault, dialect_of, from_error, from_status, internal
 from abyssal.serve.guard import Guard
 from abyssal.serve.history import add_history
+from abyssal.serve.page import add_page
 from abyssal.serve.service import Service
 from abyssal.serve.settings import Settings
 from abyssal.serve.store import Store
@@ -60,6 +61,7 @@ def create_app(
     routes.add_model(app.router, service)
     add_history(app.router, service)
     routes.add_operation(app.router, service, app)
+    add_page(app.router)
     for kind in (Fault, AbyssalError, HTTPException):
         app.add_exception_handler(kind, _refuse)
     app.add_middleware(_Unexpected)

@@ -53,6 +53,8 @@ ROUTE_AUTH: Mapping[str, Auth] = {
     "/health": "public",
     "/docs": "public",
     "/openapi.json": "public",
+    "/": "public",
+    "/assets/{name}": "public",
 }
 
 MAX_HEADER_BYTES = 8192  # of one value

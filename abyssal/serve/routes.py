@@ -100,7 +100,7 @@ def add_facts(router: APIRouter, service: Service) -> None:
 def add_model(router: APIRouter, service: Service) -> None:
     """What people look up about the model."""
 
-    @router.get("/model", **_told(answers.ModelCardAnswer))
+    @router.get("/model", **told(answers.ModelCardAnswer))
     async def card() -> Response:
         """The model's config, parameters and tokenizer, and the curves of its training."""
         return _json(await service.beside(service.card.to_dict))

@@ -87,6 +87,19 @@ def test_chats_are_kept_among_the_users_data_unless_told_otherwise(
     assert not list(tmp_path.iterdir())  # it is the server that makes the file
 
 
+@pytest.mark.parametrize("found", [True, False])
+def test_a_browser_opens_where_it_listens_if_there_is_one(
+    abyssal_command, folder, asked, monkeypatch, found
+):
+    opened = []
+    monkeypatch.setattr("webbrowser.open", lambda url: opened.append(url) or found)
+    ran = abyssal_command("serve", folder, "--open")
+    assert opened == ["http://127.0.0.1:4321"]
+    assert ("no browser was found" in ran.err) == (not found)
+    assert not abyssal_command("serve", folder).err
+    assert len(opened) == 1
+
+
 def test_keys_may_be_in_the_environment_and_are_never_shown(
     abyssal_command, folder, asked, monkeypatch
 ):

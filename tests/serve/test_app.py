@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from abyssal.engine.llm import LLM
 from abyssal.serve.app import create_app
 from abyssal.serve.guard import ROUTE_AUTH
+from abyssal.serve.page import read_page
 from abyssal.serve.store import Store
 from abyssal.tokenizer.chat import Message, render
 from tests.serve.client import serving
@@ -32,11 +33,13 @@ def test_every_route_has_an_auth_class_and_every_class_a_route(llm: LLM):
 
 
 async def test_without_a_key_only_public_routes_answer(llm: LLM, store: Store):
+    _, assets = read_page()
     async with serving(llm, api_keys=KEYS, history=store) as client:
         chat = "c" * 32
         await client.http.put(f"/history/chats/{chat}", json={}, headers=bearer(KEYS[0]))
         for path, auth in ROUTE_AUTH.items():
             path = path.replace("{model:path}", "tiny").replace("{chat}", chat)
+            path = path.replace("{name}", next(iter(assets)))
             replies = [await client.http.get(path), await client.http.post(path, json={})]
             statuses = {reply.status_code for reply in replies}
             assert statuses == ({200, 405} if auth == "public" else {401}), path

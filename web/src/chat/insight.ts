@@ -1,0 +1,65 @@
+/** What can be said about the tokens of answers: probabilities, loads of experts, sizes of caches. */
+
+import type { Message, Summary, TokenInsight } from './types';
+
+/** Probability of a token in 0..1; 0 where it was outside the likeliest. */
+export function probability(logprob: number | null): number {
+  return logprob === null ? 0 : Math.exp(Math.min(0, logprob));
+}
+
+/** How warm a token is shown, 0 (certain) to 9 (hardly likely). */
+export function warmth(logprob: number | null): number {
+  return Math.min(9, Math.floor((1 - probability(logprob)) * 10));
+}
+
+/** How often each expert of each layer was met: layers by experts. */
+export function countExperts(
+  tokens: readonly TokenInsight[],
+  numLayers: number,
+  numExperts: number,
+): number[][] {
+  const counts = Array.from({ length: numLayers }, () => Array<number>(numExperts).fill(0));
+  for (const { experts } of tokens) {
+    experts?.slice(0, numLayers).forEach((chosen, layer) => {
+      const row = counts[layer];
+      for (const expert of chosen) {
+        if (row?.[expert] !== undefined) row[expert] += 1;
+      }
+    });
+  }
+  return counts;
+}
+
+/** The greatest load of a layer over the mean of its experts; 0 for an empty layer. */
+export function busiest(counts: readonly number[]): number {
+  const sum = counts.reduce((all, count) => all + count, 0);
+  return sum === 0 ? 0 : (Math.max(...counts) * counts.length) / sum;
+}
+
+/** All tokens of a conversation's answers. */
+export function tokensOf(path: readonly Message[]): TokenInsight[] {
+  return path.flatMap((message) => message.data.insight?.tokens ?? []);
+}
+
+/** Layers and experts to draw: as the summary says, else as the tokens show. */
+export function shapeOf(
+  tokens: readonly TokenInsight[],
+  summary: Summary | null,
+): { layers: number[]; numExperts: number } {
+  const routed = tokens.find((token) => token.experts !== null)?.experts ?? [];
+  const layers =
+    summary !== null && summary.moe_layers.length > 0 ? summary.moe_layers : routed.map((_, n) => n);
+  if (summary !== null && summary.n_routed_experts > 0) {
+    return { layers, numExperts: Math.min(4096, summary.n_routed_experts) };
+  }
+  let largest = -1;
+  for (const { experts } of tokens) {
+    for (const row of experts ?? []) for (const expert of row) largest = Math.max(largest, expert);
+  }
+  return { layers, numExperts: Math.min(4096, largest + 1) };
+}
+
+/** A token's text as it can be seen: spaces and breaks have signs. */
+export function visibleText(text: string): string {
+  return text.replace(/\n/g, '⏎').replace(/\t/g, '⇥').replace(/^ +$/, (spaces) => '␣'.repeat(spaces.length));
+}

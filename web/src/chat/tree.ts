@@ -1,0 +1,52 @@
+/** A chat's messages as a tree: every edit and every new answer is a branch. */
+
+import type { Message } from './types';
+
+/** From the first message to `current`; nothing where it is unknown. */
+export function pathTo(messages: readonly Message[], current: string | null): Message[] {
+  const known = new Map(messages.map((message) => [message.id, message]));
+  const path: Message[] = [];
+  const seen = new Set<string>(); // an imported chat may hold a ring
+  for (let id = current; id !== null && !seen.has(id); ) {
+    const message = known.get(id);
+    if (message === undefined) break;
+    seen.add(id);
+    path.push(message);
+    id = message.parent;
+  }
+  return path.reverse();
+}
+
+/** The messages that stand at the same place as this one, itself among them, oldest first. */
+export function siblings(messages: readonly Message[], message: Message): Message[] {
+  return messages.filter((other) => other.parent === message.parent);
+}
+
+/** The newest end of the branch that begins at `id`. */
+export function leafBelow(messages: readonly Message[], id: string): string {
+  const seen = new Set<string>();
+  let leaf = id;
+  for (;;) {
+    seen.add(leaf);
+    const next = messages.findLast((message) => message.parent === leaf);
+    if (next === undefined || seen.has(next.id)) return leaf;
+    leaf = next.id;
+  }
+}
+
+/** Where a chat goes on: its `current` if that is there, else the newest leaf. */
+export function currentOf(messages: readonly Message[], current: string | null): string | null {
+  if (current !== null && messages.some((message) => message.id === current)) return current;
+  return messages.at(-1)?.id ?? null;
+}
+
+/** The neighbor of a message among its siblings, or null at the end. */
+export function neighbor(
+  messages: readonly Message[],
+  message: Message,
+  step: 1 | -1,
+): Message | null {
+  const row = siblings(messages, message);
+  const place = row.findIndex((other) => other.id === message.id);
+  return row[place + step] ?? null;
+}
