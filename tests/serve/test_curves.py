@@ -99,7 +99,7 @@ JSON = st.recursive(
 ODD = st.fixed_dictionaries(
     {"kind": st.sampled_from(["step", "eval", "measure", "exam", "reinforce", "load", "x"]) | JSON},
     optional=dict.fromkeys(
-        ("step", "tokens", "name", "loss", "value", "figures", "right", "asked", "�"), JSON
+        ("step", "tokens", "name", "loss", "value", "figures", "right", "asked", "\ud800"), JSON
     ),
 )
 
