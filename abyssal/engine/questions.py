@@ -24,7 +24,8 @@ from abyssal.tokenizer.tools import Tool
 Key = tuple[str, str | int]  # ("id", the row's own) or ("index", its place in the file)
 
 _NUM_SEEDS = 2**63
-_SAMPLING = {field.name for field in fields(SamplingParams)} - {"grammar", "prompt_logprobs"}
+_UNTOLD = {"grammar", "insight", "prompt_logprobs"}  # what rows and their answers have no words for
+_SAMPLING = {field.name for field in fields(SamplingParams)} - _UNTOLD
 _OWN = {"id", "prompt", "messages", "thinking", "tools", "response_format"}
 _SHAPES: dict[str, tuple[type | tuple[type, ...], str]] = {
     "id": ((str, int), "a text or an integer"),

@@ -19,9 +19,10 @@ NAME = "metrics.jsonl"
 
 MOST_POINTS = 400  # of a curve
 MOST_CURVES = 64
-MOST_BYTES = 16 * 2**20  # of the file
+MOST_BYTES = 4 * 2**20  # of the file, which take a second at most
 MOST_LINE_BYTES = 2**20
-PIECES = 64  # of a file that is larger
+EDGE_BYTES = 256 * 2**10  # of a file that is larger, at its beginning and at its end ...
+PIECES = 512  # ... and pieces between
 MOST_NAME_CHARS = 80
 
 _NO_FIGURES = {"kind", "step", "tokens", "batch_tokens", "elapsed_s", "figures"}  # of a step
@@ -42,10 +43,13 @@ class _Curve:
         self._kept: list[_Point] = []
         self._last: list[_Point] = []  # the one behind them, if it is not among them
         self._stride, self._since = 1, 0  # one in so many is kept; how many came since
+        self._end: float | None = None  # the latest step
 
     def add(self, point: _Point) -> None:
         """Take in a point, in place of those of its step or a later one."""
-        self.cut(point.step)
+        if self._end is not None and point.step <= self._end:
+            self.cut(point.step)
+        self._end = point.step
         self._since += 1
         if self._kept and self._since < self._stride:
             self._last = [point]
@@ -106,10 +110,13 @@ def _lines(path: Path) -> Iterator[bytes]:
         if size <= MOST_BYTES:
             yield from file.read(MOST_BYTES).split(b"\n")
             return
-        piece = MOST_BYTES // PIECES
+        yield from file.read(EDGE_BYTES).split(b"\n")
+        piece, between = (MOST_BYTES - 2 * EDGE_BYTES) // PIECES, size - 2 * EDGE_BYTES
         for i in range(PIECES):
-            file.seek(i * (size - piece) // (PIECES - 1))
+            file.seek(EDGE_BYTES + i * between // PIECES)
             yield from file.read(piece).split(b"\n")
+        file.seek(size - EDGE_BYTES)
+        yield from file.read(EDGE_BYTES).split(b"\n")
 
 
 def _row(line: bytes) -> dict[str, object] | None:

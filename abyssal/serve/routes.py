@@ -105,7 +105,10 @@ def add_model(router: APIRouter, service: Service) -> None:
         """The model's config, parameters and tokenizer, and the curves of its training."""
         return _json(await service.beside(service.card.to_dict))
 
-    @router.get("/model/report", response_class=HTMLResponse)
+    fault = {"schema": {"$ref": f"#/components/schemas/{answers.ErrorAnswer.__name__}"}}
+    missing = {"description": "There is none.", "content": {"application/json": fault}}
+
+    @router.get("/model/report", response_class=HTMLResponse, responses={404: missing})
     async def report() -> Response:
         """The page that training wrote about it; 404 where there is none."""
         page = await service.beside(service.card.report)

@@ -105,7 +105,10 @@ def test_float32_pass_is_the_models_own(name: str) -> None:
     torch_ = Runner(model, cache_of(chosen, torch.float32))
     cuts = [[150, 151, 152], [1, 2, 3], [64, 65, 129], [7, 8], [1]]
     for some in readings(cuts, chosen.vocab_size):
-        hidden, expected = native.read(some).hidden, torch_.read(some).hidden
+        hidden, _, experts = native.read(some, routed=True)
+        expected, _, met = torch_.read(some, routed=True)
+        assert experts.shape == (len(hidden), len(native.expert_load), chosen.num_experts_per_tok)
+        assert torch.equal(experts.sort().values, met.sort().values.int())
         torch.testing.assert_close(hidden, expected, atol=2e-5, rtol=2e-5)
         logits = native.logits(hidden)
         torch.testing.assert_close(logits, torch_.logits(expected), atol=2e-4, rtol=2e-4)
@@ -192,16 +195,19 @@ def test_sixty_four_sequences_and_more_threads_than_heads() -> None:
     packed = stack_of(model, chosen)
     cuts = [[1 + i % 5, 2 + i % 5] for i in range(38)]
     threads = torch.get_num_threads()
-    runs = []
+    runs, routes = [], []
     for count in (1, 5):
         torch.set_num_threads(count)
         try:
             runner = NativeRunner(packed, cache_of(chosen, torch.float32))
             passes = readings(cuts, chosen.vocab_size)
-            runs.append(torch.cat([runner.read(some).hidden for some in passes]))
+            read = [runner.read(some, routed=True) for some in passes]
+            runs.append(torch.cat([passed.hidden for passed in read]))
+            routes.append(torch.cat([passed.experts for passed in read]))
         finally:
             torch.set_num_threads(threads)
     assert torch.equal(*runs)
+    assert torch.equal(*routes)
 
 
 @torch.inference_mode()
@@ -211,5 +217,26 @@ def test_a_prompt_longer_than_a_pass_goes_on_in_the_next() -> None:
     native = NativeRunner(stack_of(model, chosen), cache_of(chosen, torch.float32))
     torch_ = Runner(model, cache_of(chosen, torch.float32))
     ((some,),) = readings([[1300]], chosen.vocab_size)
-    expected = torch_.read([some]).hidden
-    torch.testing.assert_close(native.read([some]).hidden, expected, atol=5e-5, rtol=5e-5)
+    expected, passed = torch_.read([some], routed=True), native.read([some], routed=True)
+    torch.testing.assert_close(passed.hidden, expected.hidden, atol=5e-5, rtol=5e-5)
+    assert torch.equal(passed.experts.sort().values, expected.experts.sort().values.int())
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3])
+@torch.inference_mode()
+def test_experts_told_of_few_rows_and_of_many_are_those_that_were_counted(threads: int) -> None:
+    chosen = VARIANTS["all routed"]
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        runner = NativeRunner(
+            stack_of(model_of(chosen), chosen), cache_of(chosen, torch.float32), fixed=True
+        )
+        seen = torch.zeros_like(runner.expert_load)
+        for some in readings([[90, 91, 93, 97], [1, 2], [3, 5]], chosen.vocab_size):
+            experts = runner.read(some, routed=True).experts.long()
+            for layer, counts in enumerate(seen):
+                counts += experts[:, layer].flatten().bincount(minlength=len(counts))
+            assert torch.equal(seen, runner.expert_load)
+    finally:
+        torch.set_num_threads(before)

@@ -1,6 +1,7 @@
 """Curves of any file: bounded, finite, in order, with their first and last points."""
 
 import json
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -83,12 +84,15 @@ def test_long_curves_keep_first_and_last_and_their_order(tmp_path, count):
 
 def test_of_a_file_without_end_pieces_are_read(tmp_path, monkeypatch):
     monkeypatch.setattr(curves, "MOST_BYTES", 2**16)
-    monkeypatch.setattr(curves, "PIECES", 8)
+    monkeypatch.setattr(curves, "EDGE_BYTES", 2**13)
+    monkeypatch.setattr(curves, "PIECES", 64)
     path = written(tmp_path, *(step(i) for i in range(9000)))
     assert path.stat().st_size > 10 * curves.MOST_BYTES
     loss = read_curves(path)["loss"]
     assert (loss[0], loss[-1]) == ((0, 1.0), (89990, 1 / 9000))
     assert 100 < len(loss) <= MOST_POINTS
+    gaps = [after[0] - before[0] for before, after in pairwise(loss)]
+    assert 0 < min(gaps) <= max(gaps) < 90_000 / 32  # no part of the run is left out
 
 
 JSON = st.recursive(
@@ -99,7 +103,7 @@ JSON = st.recursive(
 ODD = st.fixed_dictionaries(
     {"kind": st.sampled_from(["step", "eval", "measure", "exam", "reinforce", "load", "x"]) | JSON},
     optional=dict.fromkeys(
-        ("step", "tokens", "name", "loss", "value", "figures", "right", "asked", "�"), JSON
+        ("step", "tokens", "name", "loss", "value", "figures", "right", "asked", "\ud800"), JSON
     ),
 )
 
