@@ -65,6 +65,8 @@ def open_file(path: Path) -> sqlite3.Connection:
                 f"history {path}: its file system cannot share a write-ahead log; {_REMEDY}"
             )
         migrate(connection)
+        if path.stat().st_mode & (stat.S_IRWXG | stat.S_IRWXO):
+            _logger.warning("%s is open to others on this machine; chmod 600 keeps it yours", path)
     except (OSError, sqlite3.Error) as problem:
         if connection is not None:
             connection.close()
@@ -102,8 +104,6 @@ def _make(path: Path) -> None:
     except FileExistsError:
         with path.open("r+b"):  # says in the system's words why it cannot be written
             pass
-        if path.stat().st_mode & (stat.S_IRWXG | stat.S_IRWXO):
-            _logger.warning("%s is open to others on this machine; chmod 600 keeps it yours", path)
         return
     sync(path.parent)
 

@@ -279,6 +279,17 @@ def test_pages_stay_right_while_chats_change():
     run_state_machine_as_test(Listings, settings=settings(max_examples=30, stateful_step_count=30))
 
 
+def test_a_pinned_chat_that_was_listed_and_is_let_go_does_not_come_again(store: Store):
+    do = lambda work, *values: store.write(lambda c: work(c, "", *values)).result()  # noqa: E731
+    for place in range(4):
+        do(chats.put_chat, f"{place:032x}", {"pinned": place > 1})
+    first = do(chats.list_chats, chats.Listing(limit=1))
+    (seen,) = [chat["id"] for chat in first["data"]]
+    do(chats.put_chat, seen, {"pinned": False})
+    rest = do(chats.list_chats, chats.Listing(after=first["next"]))
+    assert [chat["id"] for chat in rest["data"]] == [f"{n:032x}" for n in (2, 1, 0)]
+
+
 def test_a_chat_that_was_only_renamed_keeps_its_place_in_a_listing(store: Store):
     do = lambda work, *values: store.write(lambda c: work(c, "", *values)).result()  # noqa: E731
     for place in range(4):

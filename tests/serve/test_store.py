@@ -86,6 +86,37 @@ def test_writes_that_wait_together_are_committed_together_and_fail_alone(store: 
     assert len(store.read(partial(chats.ids, owner="")).result()) == 21
 
 
+def test_nobody_is_answered_before_the_commit_is_over(store: Store):
+    gate = threading.Event()
+    store.write(lambda connection: gate.wait())
+    jobs = [
+        store.write(partial(chats.put_chat, owner="", chat=f"{n:032x}", changes={}))
+        for n in range(9)
+    ]
+    seen: list[tuple[str, list[bool]]] = []
+    honest = store._writer
+
+    class Watched:
+        """The connection, and who had been answered after each of its statements."""
+
+        in_transaction = property(lambda self: honest.in_transaction)
+
+        def execute(self, sql: str, values: tuple = ()) -> sqlite3.Cursor:
+            found = honest.execute(sql, values)
+            seen.append((sql, [job.done() for job in jobs]))
+            return found
+
+    store._writer = Watched()
+    try:
+        gate.set()
+        for job in jobs:
+            job.result()
+    finally:
+        store._writer = honest
+    commits = [place for place, (sql, _) in enumerate(seen) if sql == "COMMIT"]
+    assert not any(any(answered) for _, answered in seen[: commits[-1] + 1])
+
+
 def test_a_write_nobody_waits_for_any_more_is_not_done(store: Store):
     gate = threading.Event()
     store.write(lambda connection: gate.wait())
