@@ -12,6 +12,8 @@ const woff2Only: Plugin = {
   },
 };
 
+const SERVER = process.env['ABYSSAL_URL'] ?? 'http://127.0.0.1:8000'; // for `npm run dev`
+
 export default defineConfig({
   base: './', // works under a prefix too
   plugins: [woff2Only, svelte()],
@@ -23,6 +25,14 @@ export default defineConfig({
     assetsInlineLimit: 0, // the policy allows fonts and styles from /assets alone
     modulePreload: { polyfill: false },
     chunkSizeWarningLimit: 400,
+  },
+  server: {
+    proxy: Object.fromEntries(
+      ['/v1', '/model', '/metrics', '/health', '/history', '/docs', '/tokenize'].map((path) => [
+        path,
+        { target: SERVER, changeOrigin: true, headers: { origin: SERVER } },
+      ]),
+    ),
   },
   resolve: process.env['VITEST'] ? { conditions: ['browser'] } : {},
   test: { environment: 'jsdom', include: ['tests/**/*.test.ts'] },

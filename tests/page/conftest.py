@@ -57,9 +57,11 @@ def llm() -> LLM:
 def address(llm: LLM, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The service, without keys, with a history of its own."""
     file = tmp_path_factory.mktemp("history") / "history.sqlite3"
-    with Store(file) as store:
-        with listening(llm, api_keys=(), layout="v3.1", history=store) as address:
-            yield address
+    with (
+        Store(file) as store,
+        listening(llm, api_keys=(), layout="v3.1", history=store) as address,
+    ):
+        yield address
 
 
 @pytest.fixture(scope="module")

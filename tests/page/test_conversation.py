@@ -2,7 +2,7 @@
 
 import json
 
-from tests.page.acts import ask, answered
+from tests.page.acts import answered, ask
 
 
 def said(page):

@@ -118,8 +118,8 @@ class App {
         history: chats.history,
         served: model,
         changed: (chat) => {
-          chats.note(chat);
           this.open.set(chat.id, talk);
+          chats.note(chat);
           if (this.talk === talk && location.hash !== `#/chat/${chat.id}` && this.route.view === 'chat') {
             history.replaceState(null, '', `#/chat/${chat.id}`);
             this.route = { view: 'chat', id: chat.id };

@@ -1,5 +1,5 @@
 import { expect, test } from 'vitest';
-import { currentOf, leafBelow, neighbor, pathTo, siblings } from '../src/chat/tree';
+import { branchesOf, currentOf, leafBelow, neighbor, pathTo } from '../src/chat/tree';
 import type { Message } from '../src/chat/types';
 
 function message(id: string, parent: string | null): Message {
@@ -21,9 +21,9 @@ test('a path leads from the first message to the current one', () => {
 });
 
 test('branches have neighbors, and a branch is shown to its newest end', () => {
-  expect(ids(siblings(TREE, at('d')))).toBe('bd');
-  expect(neighbor(TREE, at('b'), 1)?.id).toBe('d');
-  expect(neighbor(TREE, at('b'), -1)).toBeNull();
+  expect(ids([...(branchesOf(TREE).get('a') ?? [])])).toBe('bd');
+  expect(neighbor(branchesOf(TREE), at('b'), 1)?.id).toBe('d');
+  expect(neighbor(branchesOf(TREE), at('b'), -1)).toBeNull();
   expect(leafBelow(TREE, 'd')).toBe('f');
   expect(leafBelow(TREE, 'b')).toBe('c');
   expect(leafBelow(TREE, 'a')).toBe('f');

@@ -2,7 +2,7 @@
 
 import type { MessageData } from './types';
 
-export const MAX_DATA_CHARS = 240_000; // of JSON
+export const MAX_DATA_CHARS = 1_000_000; // of JSON; the server takes 4 MiB
 
 /** The data, without the experts of each token, then without alternatives, if it is too large. */
 export function fitting(data: MessageData, most = MAX_DATA_CHARS): MessageData {

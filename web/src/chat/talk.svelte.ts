@@ -8,7 +8,7 @@ import { preferences } from '../store/preferences.svelte';
 import { Answer } from './answer';
 import { fitting } from './fitting';
 import { bodyOf, titleOf } from './prompt';
-import { currentOf, leafBelow, pathTo } from './tree';
+import { branchesOf, currentOf, leafBelow, pathTo } from './tree';
 import { type Attachment, type Chat, type Message, newId, type Options, type WholeChat } from './types';
 
 const SAVE_EVERY_MS = 5000; // while an answer is written
@@ -37,6 +37,7 @@ export class Talk {
   live = $state.raw<Live | null>(null);
   unsaved = $state.raw<unknown>(null);
   readonly path: Message[] = $derived(pathTo(this.messages, this.current));
+  readonly branches = $derived(branchesOf(this.messages));
 
   private stopper: AbortController | null = null;
   private readonly outbox = new Outbox((problem) => (this.unsaved = problem));

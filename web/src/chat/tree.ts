@@ -17,9 +17,18 @@ export function pathTo(messages: readonly Message[], current: string | null): Me
   return path.reverse();
 }
 
-/** The messages that stand at the same place as this one, itself among them, oldest first. */
-export function siblings(messages: readonly Message[], message: Message): Message[] {
-  return messages.filter((other) => other.parent === message.parent);
+/** Messages by their parent, oldest first. */
+export type Branches = ReadonlyMap<string | null, readonly Message[]>;
+
+/** What follows each message; null: what a chat begins with. */
+export function branchesOf(messages: readonly Message[]): Branches {
+  const found = new Map<string | null, Message[]>();
+  for (const message of messages) {
+    const row = found.get(message.parent);
+    if (row === undefined) found.set(message.parent, [message]);
+    else row.push(message);
+  }
+  return found;
 }
 
 /** The newest end of the branch that begins at `id`. */
@@ -40,13 +49,9 @@ export function currentOf(messages: readonly Message[], current: string | null):
   return messages.at(-1)?.id ?? null;
 }
 
-/** The neighbor of a message among its siblings, or null at the end. */
-export function neighbor(
-  messages: readonly Message[],
-  message: Message,
-  step: 1 | -1,
-): Message | null {
-  const row = siblings(messages, message);
+/** The neighbor of a message among those at its place, or null at the end. */
+export function neighbor(branches: Branches, message: Message, step: 1 | -1): Message | null {
+  const row = branches.get(message.parent) ?? [];
   const place = row.findIndex((other) => other.id === message.id);
   return row[place + step] ?? null;
 }

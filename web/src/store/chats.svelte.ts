@@ -1,6 +1,7 @@
 /** The list of chats beside the conversation: found, grouped, changed, thrown away and brought back. */
 
 import type { Chat, FoundChat } from '../chat/types';
+import { saveFile } from './documents';
 import type { Format, History, Imported } from './history';
 
 const DAY_MS = 86_400_000;
@@ -117,11 +118,7 @@ export class ChatList {
   async export(format: Format, chat?: Chat): Promise<void> {
     const file = await this.history.export(format, chat?.id);
     const name = (chat?.title ?? 'chats').replace(/[^\p{L}\p{N} _-]/gu, '').trim().slice(0, 60) || 'chat';
-    const link = document.createElement('a');
-    link.href = URL.createObjectURL(file);
-    link.download = `${name}.${format === 'json' ? 'json' : 'md'}`;
-    link.click();
-    setTimeout(() => { URL.revokeObjectURL(link.href); }, 10_000);
+    saveFile(file, `${name}.${format === 'json' ? 'json' : 'md'}`);
   }
 
   async import(file: File): Promise<Imported> {

@@ -8,6 +8,15 @@ export function toExport(chats: readonly WholeChat[]): string {
   return JSON.stringify({ format: 'abyssal-history', version: 1, chats }, null, 2);
 }
 
+/** Give a file to the reader. */
+export function saveFile(file: Blob, name: string): void {
+  const link = document.createElement('a');
+  link.href = URL.createObjectURL(file);
+  link.download = name;
+  link.click();
+  setTimeout(() => { URL.revokeObjectURL(link.href); }, 10_000);
+}
+
 /** The branch that is shown, to read. */
 export function toMarkdown(chat: WholeChat): string {
   const parts = [`# ${chat.title}`];

@@ -1,5 +1,6 @@
 /** What a rendered block gets besides: colors, formulas, a head with a copy button on code. */
 
+import { copyText } from './clipboard';
 import { languageOf, renderSpans } from './markdown';
 
 export interface Words {
@@ -17,10 +18,15 @@ export function dress(root: DocumentFragment | HTMLElement, words: Words, live: 
   for (const code of root.querySelectorAll<HTMLElement>('pre > code')) {
     const text = code.textContent;
     const language = languageOf(code);
-    code.parentElement?.before(codeHead(language, text, words));
+    const frame = code.parentElement;
+    frame?.before(codeHead(language, text, words));
+    frame?.setAttribute('tabindex', '0'); // so that the keyboard can scroll it
     if (language !== '' && !(live && text.length > MAX_LIVE_CHARS)) color(code, text, language);
   }
-  for (const element of root.querySelectorAll<HTMLElement>('.math')) typeset(element);
+  for (const element of root.querySelectorAll<HTMLElement>('.math')) {
+    if (element.classList.contains('display')) element.tabIndex = 0;
+    typeset(element);
+  }
   for (const table of root.querySelectorAll('table')) scrollable(table);
 }
 
@@ -33,8 +39,8 @@ function codeHead(language: string, text: string, words: Words): HTMLElement {
   button.type = 'button';
   button.textContent = words.copy;
   button.addEventListener('click', () => {
-    void navigator.clipboard.writeText(text.replace(/\n$/, '')).then(() => {
-      button.textContent = words.copied;
+    void copyText(text.replace(/\n$/, '')).then((isDone) => {
+      if (isDone) button.textContent = words.copied;
       setTimeout(() => (button.textContent = words.copy), 1500);
     });
   });
