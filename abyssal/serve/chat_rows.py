@@ -9,7 +9,7 @@ from typing import Any
 from abyssal.serve.faults import Fault, invalid
 from abyssal.serve.words import words
 
-MAX_CHAT_BYTES = 64 * 2**20  # one is answered whole
+MAX_CHAT_BYTES = 32 * 2**20  # one is answered whole, and imported whole
 MAX_OWNER_BYTES = 4 * 2**30
 ROW_BYTES = 256  # counted for each chat and message besides its texts
 

@@ -48,7 +48,8 @@ from abyssal.serve.service import Service
 from abyssal.serve.store import Store
 
 MAX_IMPORT_BYTES = 64 * 2**20
-MAX_IMPORT_VALUES = 2**22  # numbers, texts and so on in one import
+MAX_IMPORT_VALUES = 2**23  # numbers, texts and so on in one import
+IMPORT_TIMEOUT_S = 120.0  # until the whole of it has come
 _IMPORT_DEPTH = 5  # an export has the data of a message inside so many objects and lists more
 
 B = TypeVar("B", bound=Body)
@@ -66,6 +67,7 @@ class History:
             max_body_bytes=max(MAX_IMPORT_BYTES, settings.max_body_bytes),
             max_depth=min(256, settings.max_depth + _IMPORT_DEPTH),
             max_values=max(MAX_IMPORT_VALUES, settings.max_values),
+            body_timeout_s=max(IMPORT_TIMEOUT_S, settings.body_timeout_s),
         )
 
     @property

@@ -279,8 +279,13 @@ def test_pages_stay_right_while_chats_change():
     run_state_machine_as_test(Listings, settings=settings(max_examples=30, stateful_step_count=30))
 
 
+def write(store: Store, work: Any, *values: Any) -> Any:
+    """What work returns for the owner of no name."""
+    return store.write(lambda connection: work(connection, "", *values)).result()
+
+
 def test_a_pinned_chat_that_was_listed_and_is_let_go_does_not_come_again(store: Store):
-    do = lambda work, *values: store.write(lambda c: work(c, "", *values)).result()  # noqa: E731
+    do = partial(write, store)
     for place in range(4):
         do(chats.put_chat, f"{place:032x}", {"pinned": place > 1})
     first = do(chats.list_chats, chats.Listing(limit=1))
@@ -291,7 +296,7 @@ def test_a_pinned_chat_that_was_listed_and_is_let_go_does_not_come_again(store: 
 
 
 def test_a_chat_that_was_only_renamed_keeps_its_place_in_a_listing(store: Store):
-    do = lambda work, *values: store.write(lambda c: work(c, "", *values)).result()  # noqa: E731
+    do = partial(write, store)
     for place in range(4):
         do(chats.put_chat, f"{place:032x}", {})
     first = do(chats.list_chats, chats.Listing(limit=2))
@@ -301,11 +306,10 @@ def test_a_chat_that_was_only_renamed_keeps_its_place_in_a_listing(store: Store)
 
 
 def test_a_snippet_is_of_the_message_that_matches_best(store: Store):
-    write = lambda work, *values: store.write(lambda c: work(c, "", *values)).result()  # noqa: E731
-    write(chats.put_chat, "a" * 32, {"title": "fish"})
+    write(store, chats.put_chat, "a" * 32, {"title": "fish"})
     for place, text in enumerate(["a whale", "the sea is deep", "the land"]):
         fields = {"parent": None, "role": "user", "content": text, "reasoning": None, "data": {}}
-        write(chats.put_message, "a" * 32, f"{place:032x}", fields)
+        write(store, chats.put_message, "a" * 32, f"{place:032x}", fields)
     for query, expected in (
         ("deep sea", "the sea is deep"),
         ("fish", None),
