@@ -1,5 +1,5 @@
 import { expect, test } from 'vitest';
-import { bodyOf, titleOf, withFiles } from '../src/chat/prompt';
+import { bodyOf, messagesOf, titleOf, withFiles } from '../src/chat/prompt';
 import { textOf } from '../src/chat/files';
 import { parseTools } from '../src/chat/tools';
 import type { Message } from '../src/chat/types';
@@ -20,7 +20,7 @@ test('files come before the question in the released template', () => {
 
 test('a conversation is sent without thoughts, with its calls and results', () => {
   const path = [message('user', 'q'), message('assistant', '', { tool_calls: [CALL] }), message('tool', 'r', { tool_call_id: 'c' }), message('assistant', 'a')];
-  expect(bodyOf('m', path, { system: ' S ' }, PLAIN)['messages']).toEqual([
+  expect(messagesOf(path, { system: ' S ' })).toEqual([
     { role: 'system', content: 'S' },
     { role: 'user', content: 'q' },
     { role: 'assistant', content: null, tool_calls: [CALL] },
@@ -30,7 +30,7 @@ test('a conversation is sent without thoughts, with its calls and results', () =
 });
 
 test('only what was chosen is said', () => {
-  const body = bodyOf('m', [message('user', 'q')], {}, PLAIN);
+  const body = bodyOf('m', messagesOf([message('user', 'q')], {}), {}, PLAIN);
   expect(Object.keys(body).sort()).toEqual(['messages', 'model', 'stream', 'stream_options']);
   const wishes = { temperature: 0, max_tokens: 5, json: true, thinking: true, tools: parseTools('[{"name":"f"}]') };
   expect(bodyOf('m', [], wishes, { insight: true, thinks: true })).toMatchObject({

@@ -36,6 +36,7 @@ export class Answer {
   calls: ToolCall[] = [];
   model = '';
   finishReason: string | null = null;
+  leftOut = 0; // messages that no longer fit beside it
   usage: Usage | null = null;
   private entries: { entry: Entry; thought: boolean }[] = [];
   private routed: { experts: number[][]; drafted: boolean }[] = [];
@@ -113,6 +114,7 @@ export class Answer {
       finish_reason: this.finishReason,
       usage: this.usage,
       elapsed_ms: Math.round(now - this.begin),
+      ...(this.leftOut > 0 ? { left_out: this.leftOut } : {}),
       ...(this.firstMs === null ? {} : { first_token_ms: Math.round(this.firstMs) }),
       ...(this.reasoning === null
         ? {}

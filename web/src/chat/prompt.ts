@@ -1,5 +1,6 @@
 /** A conversation as the chat completions API takes it. */
 
+import type { WireMessage } from './fit';
 import type { Attachment, Message, Options } from './types';
 
 /** DeepSeek's template for one file; several stand one after another. */
@@ -9,8 +10,6 @@ export function withFiles(question: string, files: readonly Attachment[]): strin
   );
   return parts.join('') + question;
 }
-
-type WireMessage = Record<string, unknown>;
 
 /** A message as it is sent; thoughts of earlier answers are not sent back. */
 export function toWire(message: Message): WireMessage {
@@ -27,16 +26,19 @@ const PASSED = [
   'temperature', 'top_p', 'top_k', 'min_p', 'repetition_penalty', 'max_tokens', 'seed', 'stop',
 ] as const satisfies (keyof Options)[];
 
+/** What the model shall read: the system prompt and the messages on the way here. */
+export function messagesOf(path: readonly Message[], options: Options): WireMessage[] {
+  const system = options.system?.trim() ?? '';
+  return [...(system === '' ? [] : [{ role: 'system', content: system }]), ...path.map(toWire)];
+}
+
 /** The body of a streamed chat request; `thinks` where the model leaves the choice. */
 export function bodyOf(
   model: string,
-  path: readonly Message[],
+  messages: readonly WireMessage[],
   options: Options,
   { insight, thinks }: { insight: boolean; thinks: boolean },
 ): Record<string, unknown> {
-  const messages = path.map(toWire);
-  const system = options.system?.trim() ?? '';
-  if (system !== '') messages.unshift({ role: 'system', content: system });
   const body: Record<string, unknown> = {
     model,
     messages,

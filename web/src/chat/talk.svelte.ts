@@ -7,7 +7,8 @@ import { Outbox } from '../store/outbox';
 import { preferences } from '../store/preferences.svelte';
 import { Answer } from './answer';
 import { fitting } from './fitting';
-import { bodyOf, titleOf } from './prompt';
+import { counter, fit, roomFor } from './fit';
+import { bodyOf, messagesOf, titleOf } from './prompt';
 import { branchesOf, currentOf, leafBelow, pathTo } from './tree';
 import { type Attachment, type Chat, type Message, newId, type Options, type WholeChat } from './types';
 
@@ -164,12 +165,8 @@ export class Talk {
 
   private async answer(parent: string | null): Promise<void> {
     this.stop();
-    const { served } = this.around;
     const empty = this.made('assistant', '', parent, {});
-    const body = bodyOf(served.id, pathTo(this.messages, parent), this.options, {
-      insight: preferences.insight,
-      thinks: served.thinking === 'choice',
-    });
+    const read = pathTo(this.messages, parent);
     this.messages = [...this.messages, empty];
     this.current = empty.id;
     this.live = { id: empty.id, content: '', reasoning: null, calls: 0 };
@@ -178,6 +175,7 @@ export class Talk {
     const saver = setInterval(() => { this.keep(empty, answer); }, SAVE_EVERY_MS);
     let fault: unknown = null;
     try {
+      const body = await this.bodyFor(read, answer);
       await complete(body, stopper.signal, answer, () => { this.grow(empty.id, answer); });
     } catch (problem) {
       fault = problem;
@@ -186,6 +184,19 @@ export class Talk {
     }
     this.keep(empty, answer, fault);
     if (this.live?.id === empty.id) this.live = null;
+  }
+
+  /** The request; turns that no longer fit stay out of it, and the answer notes how many. */
+  private async bodyFor(read: Message[], answer: Answer): Promise<object> {
+    const { served } = this.around;
+    const { options } = this;
+    const thinks = served.thinking === 'choice';
+    const limit = served.maxTokens - roomFor(served.maxTokens, options.max_tokens);
+    const count = counter(thinks ? options.thinking === true : undefined, options.tools);
+    const all = messagesOf(read, options);
+    const { messages, dropped } = limit > 0 ? await fit(all, limit, count) : { messages: all, dropped: 0 };
+    answer.leftOut = dropped;
+    return bodyOf(served.id, messages, options, { insight: preferences.insight, thinks });
   }
 
   private grow(id: string, { content, reasoning, calls }: Answer): void {

@@ -63,6 +63,7 @@ export interface MessageData {
   elapsed_ms?: number;
   thought_ms?: number;
   first_token_ms?: number;
+  left_out?: number;
   error?: string;
   edited?: boolean;
 }

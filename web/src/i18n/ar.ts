@@ -57,6 +57,7 @@ export const ar: Catalog = {
   earlier: 'رسائل أقدم',
   toEnd: 'الانتقال إلى النهاية',
   stopped: 'توقفت.',
+  leftOut: 'أقدم الرسائل التي تُركت لأن السياق ممتلئ: {n}.',
   cutOff: 'بلغت الإجابة أقصى طول.',
   failed: 'لا توجد إجابة: {reason}',
   emptyAnswer: 'الإجابة فارغة.',

@@ -59,6 +59,7 @@ export const en = {
   earlier: 'Earlier messages',
   toEnd: 'Go to the end',
   stopped: 'Stopped.',
+  leftOut: 'Left out because the context is full: {n} of the oldest messages.',
   cutOff: 'The answer reached the largest length.',
   failed: 'No answer: {reason}',
   emptyAnswer: 'The answer is empty.',

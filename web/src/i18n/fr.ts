@@ -57,6 +57,7 @@ export const fr: Catalog = {
   earlier: 'Messages précédents',
   toEnd: 'Aller à la fin',
   stopped: 'Arrêté.',
+  leftOut: 'Laissés de côté, le contexte étant plein : {n} des plus anciens messages.',
   cutOff: 'La réponse a atteint la longueur maximale.',
   failed: 'Pas de réponse : {reason}',
   emptyAnswer: 'La réponse est vide.',

@@ -57,6 +57,7 @@ export const it: Catalog = {
   earlier: 'Messaggi precedenti',
   toEnd: 'Vai alla fine',
   stopped: 'Fermata.',
+  leftOut: 'Lasciati fuori perché il contesto è pieno: {n} dei messaggi più vecchi.',
   cutOff: 'La risposta ha raggiunto la lunghezza massima.',
   failed: 'Nessuna risposta: {reason}',
   emptyAnswer: 'La risposta è vuota.',

@@ -57,6 +57,7 @@ export const zh: Catalog = {
   earlier: '更早的消息',
   toEnd: '到最后',
   stopped: '已停止。',
+  leftOut: '上下文已满，省略了最早的 {n} 条消息。',
   cutOff: '回答达到了最大长度。',
   failed: '没有回答：{reason}',
   emptyAnswer: '回答为空。',

@@ -115,6 +115,7 @@ export function dataOf(value: unknown): MessageData {
     elapsed_ms: number(value['elapsed_ms']),
     thought_ms: number(value['thought_ms']),
     first_token_ms: number(value['first_token_ms']),
+    left_out: number(value['left_out']),
     error: text(value['error']),
     edited: value['edited'] === true ? true : undefined,
   });
