@@ -7,7 +7,7 @@ READY := $(VENV)/.ready
 KERNELS := $(VENV)/.kernels
 PAGE := web/node_modules/.ready
 
-.PHONY: setup demo chat test check web web-check bench docs clean
+.PHONY: setup demo chat test check web web-check node bench docs clean
 
 ## setup: a virtual environment with Abyssal and its tools, made anew when pyproject.toml changes,
 ## and the native kernels, compiled for this machine
@@ -44,22 +44,26 @@ check: setup
 	$(BIN)/mypy
 
 ## web: the chat page, built from web/ into the package; what it makes is committed
-web: $(PAGE)
+web: node $(PAGE)
 	cd web && npm run --silent build
 
 ## web-check: lint, types and tests of the page, and whether what is committed is what web/ builds
-web-check: $(PAGE)
+web-check: node $(PAGE)
 	cd web && npm run --silent lint && npm run --silent check && npm run --silent test
 	@folder=$$(mktemp -d) && trap 'rm -rf "$$folder"' EXIT && \
 		(cd web && ABYSSAL_WEB_OUT="$$folder" npm run --silent build) && \
 		{ diff -r "$$folder" abyssal/serve/web || \
 			{ echo 'abyssal/serve/web is stale: commit what `make web` builds'; exit 1; }; }
 
-$(PAGE): web/package.json web/package-lock.json
-	@node -e 'const [a, b] = process.versions.node.split("."); process.exit(a > 20 || (a == 20 && b >= 19) ? 0 : 1)' || \
-		{ echo 'the page is built by Node 20.19 or newer with npm; install them (Debian: nodejs npm)'; exit 1; }
+$(PAGE): web/package.json web/package-lock.json | node
 	cd web && npm ci --no-audit --no-fund --loglevel=error
 	@touch $@
+
+# Said here, in one line: older ones fail in ways nobody understands.
+node:
+	@node -e 'const [a, b] = process.versions.node.split(".").map(Number); process.exit(a > 20 || (a === 20 && b >= 19) ? 0 : 1)' 2>/dev/null && \
+		npm --version >/dev/null 2>&1 || \
+		{ echo 'the page needs Node 20.19 or newer with npm; install them (https://nodejs.org, or Debian: nodejs npm)'; exit 1; }
 
 ## bench: all figures of speed, beside the peers that are installed; `make bench ARGS=--quick`
 bench: setup

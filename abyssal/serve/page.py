@@ -5,9 +5,11 @@ browsers keep it for a year and ask for index.html alone, by its tag. The policy
 its own scripts and call this server, and nothing else.
 """
 
+import gzip
 import hashlib
 import mimetypes
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -45,14 +47,22 @@ ASKED = "no-cache"  # may be kept, but not used without asking
 _TYPES = {".js": "text/javascript", ".woff2": "font/woff2", ".svg": "image/svg+xml"}
 
 
+class Form(NamedTuple):
+    """A file as it is sent, whole or compressed."""
+
+    data: bytes
+    tag: str  # of these bytes, quoted as ETag wants it
+
+
 class File(NamedTuple):
     """One file of the page, in memory."""
 
-    data: bytes
     media_type: str
-    tag: str  # of its content, quoted as ETag wants it
+    plain: Form
+    packed: Form | None  # by gzip, where that makes it smaller
 
 
+@cache
 def read_page(folder: Path = FOLDER) -> tuple[File, Mapping[str, File]]:
     """index.html and the assets by name; some hundred kilobytes in all."""
     assets = {path.name: _read(path) for path in sorted((folder / "assets").iterdir())}
@@ -77,15 +87,38 @@ def add_page(router: APIRouter) -> None:
 
 
 def _reply(request: Request, file: File, caching: str) -> Response:
-    headers = {**HEADERS, "etag": file.tag, "cache-control": caching}
+    headers = {**HEADERS, "cache-control": caching}
+    form = file.plain
+    if file.packed is not None:
+        headers["vary"] = "Accept-Encoding"
+        if _takes_gzip(request.headers.get("accept-encoding", "")):
+            form = file.packed
+    headers["etag"] = form.tag
     known = request.headers.get("if-none-match", "")
-    if file.tag in (tag.strip().removeprefix("W/") for tag in known.split(",")):
+    if form.tag in (tag.strip().removeprefix("W/") for tag in known.split(",")):
         return Response(status_code=304, headers=headers)
-    return Response(file.data, headers=headers, media_type=file.media_type)
+    if form is file.packed:
+        headers["content-encoding"] = "gzip"
+    return Response(form.data, headers=headers, media_type=file.media_type)
+
+
+def _takes_gzip(accepted: str) -> bool:
+    """Whether a client named gzip, and not to refuse it."""
+    for coding in accepted.lower().split(","):
+        name, _, quality = coding.replace(" ", "").partition(";")
+        if name == "gzip":
+            return quality not in ("q=0", "q=0.0", "q=0.00", "q=0.000")
+    return False
 
 
 def _read(path: Path) -> File:
     data = path.read_bytes()
     kind = _TYPES.get(path.suffix) or mimetypes.guess_type(path.name)[0]
     assert kind is not None, f"{path.name} has a type nobody knows"
-    return File(data, kind, f'"{hashlib.sha256(data).hexdigest()[:32]}"')
+    packed = gzip.compress(data, mtime=0)
+    is_smaller = len(packed) < 0.9 * len(data)  # fonts are compressed already
+    return File(kind, _form(data), _form(packed) if is_smaller else None)
+
+
+def _form(data: bytes) -> Form:
+    return Form(data, f'"{hashlib.sha256(data).hexdigest()[:32]}"')

@@ -70,6 +70,23 @@ async def test_assets_are_kept_for_good_and_the_page_is_asked_for_each_time(llm:
             assert reply.status_code == 200
 
 
+async def test_what_can_be_smaller_is_for_those_who_take_it(llm: LLM):
+    index, assets = read_page()
+    async with serving(llm) as client:
+        for path, file in [("/", index), *((f"/assets/{k}", v) for k, v in assets.items())]:
+            assert (file.packed is None) == path.endswith(".woff2") or path.endswith(".svg")
+            tags = set()
+            for accepted in ("gzip, br", "gzip;q=0.5", "identity", "gzip;q=0", ""):
+                reply = await client.http.get(path, headers={"accept-encoding": accepted})
+                assert reply.content == file.plain.data
+                is_packed = reply.headers.get("content-encoding") == "gzip"
+                takes = accepted in ("gzip, br", "gzip;q=0.5")
+                assert is_packed == (takes and file.packed is not None)
+                assert ("Accept-Encoding" in reply.headers["vary"]) == (file.packed is not None)
+                tags.add((is_packed, reply.headers["etag"]))
+            assert len(tags) == len(dict(tags)), path
+
+
 def test_kept_files_have_names_that_change_with_what_is_in_them():
     _, assets = read_page()
     assert assets

@@ -2,6 +2,7 @@
 
 import { complete } from '../api/complete';
 import type { Served } from '../api/model';
+import { reasonOf } from '../i18n/reason';
 import type { ChatPatch, History } from '../store/history';
 import { Outbox } from '../store/outbox';
 import { preferences } from '../store/preferences.svelte';
@@ -207,7 +208,7 @@ export class Talk {
   private keep(empty: Message, answer: Answer, fault: unknown = null): void {
     const { content, reasoning } = answer;
     const data = answer.data(performance.now());
-    if (fault !== null) data.error = fault instanceof Error ? fault.message : String(fault);
+    if (fault !== null) data.error = reasonOf(fault);
     const message = { ...empty, content, reasoning, data };
     const isShown = this.current;
     this.replace(message);

@@ -7,11 +7,8 @@ const CAN_GROW = typeof CSS !== 'undefined' && CSS.supports('field-sizing', 'con
 /** An attachment that follows the text. */
 export function grows(value: () => string): Attachment<HTMLTextAreaElement> {
   return (field) => {
+    if (CAN_GROW) return; // app.css says so
     value();
-    if (CAN_GROW) {
-      field.style.setProperty('field-sizing', 'content');
-      return;
-    }
     field.style.height = 'auto';
     field.style.height = `${field.scrollHeight + 2}px`;
   };

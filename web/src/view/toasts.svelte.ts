@@ -1,5 +1,7 @@
 /** Short messages at the edge of the page, with a way on where there is one. */
 
+import { reasonOf } from '../i18n/reason';
+
 export interface Toast {
   id: number;
   text: string;
@@ -23,7 +25,7 @@ class Toasts {
 
   /** Say that something did not work. */
   problem(problem: unknown): void {
-    this.show(problem instanceof Error ? problem.message : String(problem), undefined, true);
+    this.show(reasonOf(problem), undefined, true);
   }
 
   hide(id: number): void {
