@@ -46,7 +46,7 @@ def llm() -> LLM:
         first_k_dense_replace=1, intermediate_size=48, num_nextn_predict_layers=0,
         num_attention_heads=2, q_lora_rank=None, kv_lora_rank=16, qk_rope_head_dim=8,
         qk_nope_head_dim=8, v_head_dim=8, moe_intermediate_size=16, n_routed_experts=4,
-        num_experts_per_tok=2, n_group=1, topk_group=1, max_position_embeddings=768,
+        num_experts_per_tok=2, n_group=1, topk_group=1, max_position_embeddings=4096,
         initializer_range=0.2,
     )  # fmt: skip
     model = DeepSeekV3(config).initialize(torch.Generator().manual_seed(3))
@@ -89,7 +89,7 @@ def opened(browser: Browser, address: str) -> Iterator[Opened]:
         context.grant_permissions(["clipboard-read", "clipboard-write"])
         contexts.append(context)
         page = context.new_page()
-        page.set_default_timeout(15_000)
+        page.set_default_timeout(30_000)
         page.on("pageerror", lambda error: wrong.append(str(error)))
         page.on(
             "request", lambda request: _is_ours(request.url, address) or wrong.append(request.url)

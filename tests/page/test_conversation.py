@@ -24,10 +24,16 @@ def test_a_question_is_answered_word_by_word_and_is_there_after_a_reload(opened)
 
 def test_an_answer_can_be_stopped_and_what_was_written_stays(opened):
     page = opened()
+    endless = {"ignore_eos": True, "max_tokens": 3000}
+    page.route(
+        "**/v1/chat/completions",
+        lambda route: route.continue_(post_data={**route.request.post_data_json, **endless}),
+    )
     page.get_by_role("textbox", name="Message").fill("the sea is deep")
     page.get_by_role("button", name="Send", exact=True).click()
     page.get_by_role("button", name="Stop", exact=True).click()
     answered(page)
+    page.locator("article.assistant").get_by_text("Stopped.").wait_for()
     assert page.get_by_role("button", name="Send", exact=True).is_visible()
 
 

@@ -197,9 +197,13 @@ async def test_config_json_adds_to_what_is_in_use_and_breaks_nothing(loaded, fol
     assert (await card_of(loaded))["config"] == {**loaded.config.to_dict(), **more}
 
 
-async def test_unreadable_files_leave_their_parts_out(loaded, monkeypatch):
-    def refused(*_):
-        raise PermissionError(13, "Permission denied")
+async def test_unreadable_files_leave_their_parts_out(loaded, folder, monkeypatch):
+    real = Path.open
+
+    def refused(path, *values, **named):
+        if path.is_relative_to(folder):
+            raise PermissionError(13, "Permission denied")
+        return real(path, *values, **named)
 
     monkeypatch.setattr(Path, "open", refused)
     card = await card_of(loaded)
