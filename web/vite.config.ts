@@ -25,6 +25,7 @@ export default defineConfig({
     assetsInlineLimit: 0, // the policy allows fonts and styles from /assets alone
     modulePreload: { polyfill: false },
     chunkSizeWarningLimit: 400,
+    license: { fileName: 'licenses.md' }, // of what is bundled
   },
   server: {
     proxy: Object.fromEntries(
