@@ -4,8 +4,10 @@ Pictures go to PAGE_SHOTS, where that names a folder.
 """
 
 import os
+import uuid
 from pathlib import Path
 
+import httpx
 import pytest
 from axe_playwright_python.sync_playwright import Axe
 
@@ -50,6 +52,50 @@ def test_views(opened, language, size, scheme):
     page.goto(page.url.split("#")[0] + "#/model")
     page.locator("main h1").wait_for()
     look(page, f"{name}-model")
+
+
+ANSWER = """## Depth
+
+It is $d = \\frac{p}{\\rho g}$ deep:
+
+$$\\int_0^d \\rho g\\,dz = p$$
+
+| sea | m |
+| --- | --- |
+| المتوسط | 1,500 |
+
+```python
+def depth(p):
+    return p / 9.81
+```
+
+> **quoted** and [linked](https://example.com)
+"""
+
+
+def test_an_answer_is_set(opened, address):
+    """Formulas, tables, code and thoughts, by their parts."""
+    chat, question, answer = (uuid.uuid4().hex for _ in range(3))
+    with httpx.Client(base_url=f"{address}/history/chats/") as http:
+        http.put(chat, json={"title": "Depth"}).raise_for_status()
+        asked = {"parent": None, "role": "user", "content": "How deep?"}
+        http.put(f"{chat}/messages/{question}", json=asked).raise_for_status()
+        body = {"parent": question, "role": "assistant", "content": ANSWER, "reasoning": "$x^2$"}
+        http.put(f"{chat}/messages/{answer}", json=body).raise_for_status()
+    page = opened(f"#/chat/{chat}")
+    said = page.locator("article.assistant")
+    said.locator(".katex").nth(1).wait_for()
+    said.locator("pre code span").first.wait_for()  # colored
+    assert said.locator("table td").all_text_contents() == ["المتوسط", "1,500"]
+    assert said.locator("blockquote strong").text_content() == "quoted"
+    link = said.get_by_role("link", name="linked")
+    assert "noopener" in (link.get_attribute("rel") or "")
+    said.locator("summary").click()
+    said.locator("details .katex").wait_for()
+    said.locator("pre").hover()
+    said.get_by_role("button", name="Copy").first.click()
+    assert "return p / 9.81" in page.evaluate("navigator.clipboard.readText()")
+    look(page, "set")
 
 
 def test_twice_as_large_it_still_fits(opened):
