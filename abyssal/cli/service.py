@@ -2,6 +2,7 @@
 
 import os
 import webbrowser
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -122,14 +123,8 @@ def serve(
         draft=draft,
         deterministic=deterministic,
     )
-    number = run(
-        folder,
-        settings,
-        options,
-        ready=lambda url: _say_where(url, settings, open, json),
-        log_level=log_level,
-    )
-    raise typer.Exit(128 + number)
+    ready = partial(_say_where, settings, open, json)
+    raise typer.Exit(128 + run(folder, settings, options, ready=ready, log_level=log_level))
 
 
 def _history(file: Path | None, none: bool) -> Path | None:
@@ -141,7 +136,7 @@ def _history(file: Path | None, none: bool) -> Path | None:
     return None if none else file or default_path(os.environ)
 
 
-def _say_where(url: str, settings: "Settings", show: bool, as_json: bool) -> None:
+def _say_where(settings: "Settings", show: bool, as_json: bool, url: str) -> None:
     """Where it listens, and a first request to try; with `show`, a browser opens there."""
     if show and not webbrowser.open(url):
         console.note(f"no browser was found; open {url} in one")
