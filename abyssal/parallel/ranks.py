@@ -46,15 +46,17 @@ class Ranks:
         world = os.environ.get("WORLD_SIZE", "1")
         if world == "1":
             return cls()
-        names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
-        missing = [name for name in names if name not in os.environ]
-        rank, local = (os.environ.get(name, "") for name in ("RANK", "LOCAL_RANK"))
-        if missing or not all(value.isdecimal() for value in (rank, world, local)):
+        names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_PORT", "MASTER_ADDR")
+        told = {name: os.environ.get(name, "") for name in names}
+        numbers = names[:-1]
+        if not told["MASTER_ADDR"] or not all(told[name].isdecimal() for name in numbers):
+            said = ", ".join(f"{name}={value}" for name, value in told.items())
             raise ConfigError(
-                f"WORLD_SIZE={world}, RANK={rank}, LOCAL_RANK={local} in the environment, "
-                f"{', '.join(missing) or 'nothing'} missing; start several processes with "
-                "torchrun --nproc-per-node N -m abyssal train RECIPE, or unset WORLD_SIZE"
+                f"{said} in the environment, expected all of them, and numbers but for the last; "
+                "start several processes with torchrun --nproc-per-node N -m abyssal train "
+                "RECIPE, or unset WORLD_SIZE"
             )
+        rank, local = told["RANK"], told["LOCAL_RANK"]
         return cls(int(rank), int(world), int(local))
 
     @property
@@ -170,7 +172,7 @@ def speaks_for_all() -> bool:
         host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
         again = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
         store = dist.TCPStore(  # type: ignore[attr-defined]  # documented, but not in __all__
-            host, port, ranks.world, is_master=False, timeout=datetime.timedelta(seconds=5)
+            host, port, None, False, datetime.timedelta(seconds=5), wait_for_workers=False
         )
         return bool(store.add(f"abyssal/failed/{again}", 1) == 1)
     except (ConfigError, RuntimeError):  # nobody to ask: better said twice than not at all
@@ -183,9 +185,10 @@ def _together() -> Iterator[None]:
     try:
         yield
     except RuntimeError as problem:  # gloo's; NCCL's DistBackendError is one too
+        said = str(problem).splitlines()[0].rpartition("] ")[2]  # behind gloo's own file and line
         raise ProcessError(
-            f"another process of this run ended ({str(problem).splitlines()[0]:.120}); if it does "
-            "not say why, it was killed: run the same command to go on from the last saved state"
+            f"another process of this run ended ({said:.120}); if it does not say why, it was "
+            "killed: run the same command to go on from the last saved state"
         ) from problem
 
 
