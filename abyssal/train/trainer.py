@@ -8,6 +8,7 @@ would have taken, bit for bit.
     L MoE blocks    E experts
 """
 
+import logging
 import time
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
@@ -31,6 +32,8 @@ from abyssal.train.run import Run, Tuning
 from abyssal.train.schedule import value_at
 from abyssal.train.stopping import Stopping
 
+logger = logging.getLogger(__name__)
+
 _EXACT = ("gate.weight", "score.weight")  # of the router, of a reward model
 REPLAN_EVERY = 10  # steps between two looks at the clock, where `minutes` is a ceiling
 WARM = 20  # steps before the speed is looked at
@@ -47,6 +50,7 @@ class Trainer(Progress):
         self.warm: tuple[int, float] | None = None
         # What schedules are keyed to; `minutes` may lower it.
         self.planned_tokens = min(run.tokens, objective.tokens)
+        self._say_who_idles()
         self.flops_per_token = count(self.model.config).flops_per_token_training(
             run.batch.seq_len, mtp=objective.mtp
         )
@@ -157,6 +161,18 @@ class Trainer(Progress):
                 counts = balance.expert_load(output.routings)
                 load = counts if not len(load) else load + counts
         return mean_losses(total, figures, self.ranks), balance.whole_load(load, self.ranks)
+
+    def _say_who_idles(self) -> None:
+        """Warn where the first steps have fewer micro-batches than there are processes."""
+        batch, world = self.run.batch, self.ranks.world
+        sequences = value_at(batch.sequences, 0, self.planned_tokens)
+        pieces = max(1, round(sequences / batch.micro_sequences))
+        if pieces < world:
+            logger.warning(
+                "a step has %d micro-batches (%g sequences, %d at a time) for %d processes, so %d "
+                "of them compute nothing; lower batch.micro_sequences",
+                pieces, sequences, batch.micro_sequences, world, world - pieces,
+            )  # fmt: skip
 
     # Schedules
 
