@@ -51,8 +51,10 @@ def together(machine: Machine, ranks: Ranks) -> Machine:
     """The machines of all ranks as one: rank 0's precision, and what all of them do at once."""
     if ranks.is_alone:
         return machine
-    agreed = measure(ranks.tell(str(machine.dtype).removeprefix("torch.")))
-    return agreed._replace(peak_flops=sum(ranks.everyone(agreed.peak_flops)), ranks=ranks)
+    own = str(machine.dtype).removeprefix("torch.")
+    agreed = ranks.tell(own)
+    machine = machine if agreed == own else measure(agreed)
+    return machine._replace(peak_flops=sum(ranks.everyone(machine.peak_flops)), ranks=ranks)
 
 
 def peak_rss_bytes() -> int:

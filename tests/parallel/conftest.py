@@ -59,7 +59,7 @@ def crew(tmp_path_factory) -> Iterator[Callable[..., list]]:
 
 
 @pytest.fixture
-def together(crew, course, base, tmp_path) -> Callable[..., list[dict]]:  # noqa: F811
+def together(crew, course, request, tmp_path) -> Callable[..., list[dict]]:  # noqa: F811
     """together(changes, out="run"): one run by two processes -> what each saw of it.
 
     Other keywords are of the order; those under `second` are for the second process alone.
@@ -68,7 +68,7 @@ def together(crew, course, base, tmp_path) -> Callable[..., list[dict]]:  # noqa
     def run(
         changes: dict, out: str = "run", stage: str = "toy", second: dict | None = None, **order
     ) -> list[dict]:
-        init = {} if stage == "toy" else {"init": base}
+        init = {} if stage == "toy" else {"init": request.getfixturevalue("base")}
         order |= {"recipe": course.root / f"{stage}.toml",
                   "changes": {"out": tmp_path / out, **init, **changes}}  # fmt: skip
         return crew(order, order | (second or {}))
@@ -77,11 +77,11 @@ def together(crew, course, base, tmp_path) -> Callable[..., list[dict]]:  # noqa
 
 
 @pytest.fixture
-def alone(course, base, look, tmp_path) -> Callable[..., Finished]:  # noqa: F811
+def alone(course, look, request, tmp_path) -> Callable[..., Finished]:  # noqa: F811
     """alone(changes, out="run"): the same by one process, or only to step `drop`."""
 
     def run(changes: dict, out: str = "run", stage: str = "toy", drop: int = 0) -> Finished:
-        init = {} if stage == "toy" else {"init": base}
+        init = {} if stage == "toy" else {"init": request.getfixturevalue("base")}
         recipe, changes = course.root / f"{stage}.toml", {**init, **changes}
         return one_process(recipe, changes, tmp_path / out, look, drop)
 
