@@ -97,11 +97,8 @@ class Optimizer:
         # A parameter already in float32 is its own master.
         self.masters = {n: p.detach().float() for n, p in self.parameters.items() if self._has(n)}
         self.first = {n: torch.zeros_like(m, dtype=kind) for n, m in self.masters.items()}
-        self.second = {
-            n: torch.zeros_like(m, dtype=kind)
-            for n, m in self.masters.items()
-            if n not in self.muon
-        }
+        adamw = [n for n in self.masters if n not in self.muon]
+        self.second = {n: torch.zeros_like(self.first[n]) for n in adamw}
         self.steps = 0
         # As collected: of one micro-batch the tensor that came, of several a sum in float32.
         self._collected: dict[str, Tensor] = {}
@@ -168,34 +165,39 @@ class Optimizer:
         self._clipped = 1.0
 
     def state(self) -> dict[str, Tensor]:
-        """Everything that must survive a restart, by name; rank 0 alone has those of all owners."""
+        """Everything that must survive a restart, by name; what another rank keeps is on `meta`."""
         kind = torch.bfloat16 if self.optim.moments == "bfloat16" else torch.float32
-        adamw = [name for name in self.parameters if name not in self.muon]
         found = {}
-        for group, tensors, names, dtype in (
-            ("masters", self.masters, list(self.parameters), torch.float32),
-            ("first", self.first, list(self.parameters), kind),
-            ("second", self.second, adamw, kind),
-        ):
-            for name in names:
-                tensor = tensors.get(name)
-                if tensor is None and self.ranks.is_first:
-                    tensor = torch.empty_like(self.parameters[name], dtype=dtype)
-                if tensor is not None:
-                    self.ranks.bring(tensor, self.owners.get(name, 0))
-                    found[f"{group}.{name}"] = tensor
+        for group, kept in self._groups().items():
+            for name, parameter in self.parameters.items():
+                if name in kept:
+                    found[f"{group}.{name}"] = kept[name]
+                elif group != "second" or name not in self.muon:
+                    dtype = torch.float32 if group == "masters" else kind
+                    absent = torch.empty(parameter.shape, dtype=dtype, device="meta")
+                    found[f"{group}.{name}"] = absent
         return found
+
+    def fetch(self, key: str, tensor: Tensor) -> Tensor:
+        """A tensor of `state`, which rank 0 gets from its owner: all ranks ask for all in order."""
+        name = key.partition(".")[2]
+        if tensor.is_meta and self.ranks.is_first:
+            tensor = torch.empty_like(tensor, device=self.parameters[name].device)
+        self.ranks.bring(tensor, self.owners.get(name, 0))
+        return tensor
 
     @torch.no_grad()
     def restore(self, state: dict[str, Tensor], steps: int) -> None:
         """Take back what `state` gave, of whichever ranks, and refresh the working copy."""
         self.steps = steps
-        groups = {"masters": self.masters, "first": self.first, "second": self.second}
-        for group, tensors in groups.items():
-            for name, tensor in tensors.items():
+        for group, kept in self._groups().items():
+            for name, tensor in kept.items():
                 tensor.copy_(state[f"{group}.{name}"])
         for name, parameter in self.parameters.items():
             parameter.copy_(state[f"masters.{name}"])
+
+    def _groups(self) -> dict[str, dict[str, Tensor]]:  # by the names that states have
+        return {"masters": self.masters, "first": self.first, "second": self.second}
 
     # Several ranks
 
@@ -203,9 +205,9 @@ class Optimizer:
         """Who keeps each parameter's state, where it is shared."""
         sizes = {}
         for name, parameter in self.parameters.items():
-            master_bytes = 0 if parameter.dtype == torch.float32 else 4
-            moments = 1 if name in self.muon else 2
-            sizes[name] = parameter.numel() * (master_bytes + moments * moment_bytes)
+            master = 0 if parameter.dtype == torch.float32 else 4
+            moments = moment_bytes * (1 if name in self.muon else 2)
+            sizes[name] = parameter.numel() * (master + moments)
         return zero.owners(sizes, self.ranks.world) if self.is_shared else {}
 
     def _has(self, name: str) -> bool:

@@ -104,9 +104,12 @@ class Progress(ABC):
 
     def save(self) -> None:
         """Publish the state, which is that of one process however many there are."""
-        saved = self.state()
+        saved, fetch = self.state(), self.optimizer.fetch
         if self.ranks.is_first:
-            state.save(self.root, *saved, self.keep)
+            state.save(self.root, *saved, self.keep, fetch)
+        else:
+            for name, tensor in saved.tensors.items():
+                fetch(name, tensor)
         self.rewinds = 0
 
     def resume(self) -> bool:
