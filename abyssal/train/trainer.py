@@ -19,6 +19,7 @@ from torch import Tensor
 from abyssal.checkpoint.state import State
 from abyssal.model.transformer import DeepSeekV3
 from abyssal.plan.count import count
+from abyssal.quant import fp8
 from abyssal.train import balance, history
 from abyssal.train.drift import drift
 from abyssal.train.guard import Verdict
@@ -41,6 +42,8 @@ class Trainer(Progress):
 
     def __init__(self, run: Run, objective: Objective, machine: Machine):
         """The objective's model is the working copy (`working_copy`)."""
+        if run.precision == "fp8":  # before there are masters
+            fp8.apply(objective.model, run.fp8)
         super().__init__(run, objective.model, machine)
         self.run, self.objective = run, objective
         # Tokens and seconds when the first steps were done.
@@ -183,6 +186,8 @@ class Trainer(Progress):
 
     def finish(self, journal: Journal) -> None:
         """Publish the model folder, and write down the end."""
+        if self.run.precision == "fp8":
+            fp8.settle(self.model, self.machine.dtype)
         self.objective.publish(self.run.out)
         probe = self.objective.probe() if isinstance(self.run, Tuning) else None
         if isinstance(self.run, Tuning) and probe:

@@ -1,0 +1,197 @@
+"""FP8 training beside BF16, same seed and data: how far the losses are apart, and what is noise.
+
+    python benchmarks/fp8.py                       # all runs that are not there yet; two hours
+    python benchmarks/fp8.py --quick               # a minute: 12 steps of tiny, one seed
+    python benchmarks/fp8.py --plot                # table and curves of what is there
+
+Trains tiny/base and mini/base for some hundred steps, their schedules scaled, over the demo's
+shards (from `abyssal demo`), and writes docs/fp8.svg. The distance of two runs is
+|L - L_bf16| / L_bf16 of each step, smoothed by an exponential average with 0.9 (arXiv 2412.19437,
+sections 3.3 and B.1). The float32 runs are the noise: training that differs in rounding only.
+"""
+
+import argparse
+from collections.abc import Iterator
+from pathlib import Path
+from statistics import mean
+from typing import NamedTuple
+
+from abyssal.train.metrics import Metrics, read_metrics
+from abyssal.train.training import Training
+
+# What a recipe is trained with; the first is what the others are compared with.
+ARMS = {
+    "bf16": ('precision="bfloat16"',),
+    "fp8": ('precision="fp8"',),
+    "float32": ('precision="float32"',),
+    "e5m2": ('precision="fp8"', 'fp8.gradients="e5m2"'),
+    "tensor": ('precision="fp8"', 'fp8.scales="tensor"'),
+    "block": ('precision="fp8"', 'fp8.gradient_blocks="block"'),
+}
+NAMES = {
+    "fp8": "FP8 as in the paper",
+    "float32": "float32: the noise",
+    "e5m2": "gradients in E5M2",
+    "tensor": "one scale a tensor",
+    "block": "gradients in blocks of 128 by 128",
+}
+STEPS = {"tiny": 400, "mini": 300}
+SMOOTHING = 0.9
+
+
+class Run(NamedTuple):
+    """One arm of one recipe with one seed."""
+
+    recipe: str
+    arm: str
+    seed: int
+
+    def folder(self, args: argparse.Namespace) -> Path:
+        """Where it trains."""
+        steps = args.steps or STEPS[self.recipe]
+        return args.out / f"{self.recipe}-{steps}" / f"{self.arm}-{self.seed}"
+
+
+def main() -> None:
+    """Run what is not there yet, then print and draw."""
+    options = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    options.add_argument("--recipes", nargs="+", default=["tiny", "mini"], choices=STEPS)
+    options.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
+    options.add_argument("--arms", nargs="+", default=list(ARMS), choices=ARMS)
+    options.add_argument("--steps", type=int, help="of every run (tiny 400, mini 300)")
+    options.add_argument("--quick", action="store_true")
+    options.add_argument("--plot", action="store_true", help="run nothing")
+    options.add_argument("--out", type=Path, default=Path("out/fp8"))
+    options.add_argument("--demo", type=Path, default=Path("out/demo"))
+    options.add_argument("--svg", type=Path, default=Path("docs/fp8.svg"))
+    args = options.parse_args()
+    if args.quick:
+        args.recipes, args.seeds, args.steps = ["tiny"], [1], args.steps or 12
+        args.svg = args.out / "quick.svg"
+    if not args.plot:
+        for run in _order(args):
+            _train(run, args)
+    for recipe in args.recipes:
+        _table(recipe, args)
+    _draw(args)
+
+
+def _order(args: argparse.Namespace) -> Iterator[Run]:
+    """What matters most first: FP8 and BF16 of all recipes, then one seed of the rest."""
+    for some in (("bf16", "fp8"), ("float32", "e5m2", "tensor", "block")):
+        arms = [arm for arm in some if arm in args.arms]
+        if "fp8" in some:
+            yield from (Run(r, a, s) for r in args.recipes for s in args.seeds for a in arms)
+        else:
+            yield from (Run(r, a, s) for s in args.seeds for r in args.recipes for a in arms)
+
+
+def _train(run: Run, args: argparse.Namespace) -> None:
+    data, folder = args.demo / "data", run.folder(args)
+    steps = args.steps or STEPS[run.recipe]
+    training = Training(
+        f"{run.recipe}/base",
+        [
+            f'out="{folder}"',
+            f"seed={run.seed}",
+            f'tokenizer="{args.demo / "tokenizer"}"',
+            f'data.sources=[{{name="stories", shards="{data / "stories"}"}}]',
+            f'data.held_out=[{{name="stories", shards="{data / "valid"}"}}]',
+            f"tokens={steps * 4096}",
+            'minutes="none"',
+            "samples=[]",
+            f"eval_every={steps}",
+            *ARMS[run.arm],
+        ],
+    )
+    for step in training.steps():
+        if step.step % 50 == 0:
+            print(
+                f"{run.recipe} {run.arm} seed {run.seed}: step {step.step}, loss {step.loss:.4f}, "
+                f"{step.tokens_per_s:,.0f} tokens/s",
+                flush=True,
+            )
+
+
+def _read(run: Run, args: argparse.Namespace) -> Metrics | None:
+    folder = run.folder(args)
+    return read_metrics(folder) if (folder / "done.json").is_file() else None
+
+
+def errors(run: Metrics, other: Metrics) -> list[float]:
+    """|L - L'| / L' of each step, smoothed."""
+    smooth: list[float] = []
+    for step, twin in zip(run.steps, other.steps, strict=True):
+        assert step.tokens == twin.tokens
+        error = abs(step.loss - twin.loss) / twin.loss
+        smooth.append(SMOOTHING * smooth[-1] + (1 - SMOOTHING) * error if smooth else error)
+    return smooth
+
+
+def _compared(recipe: str, arm: str, args: argparse.Namespace) -> dict[int, list[float]]:
+    """The errors of each seed that is there."""
+    found = {}
+    for seed in args.seeds:
+        run, twin = (_read(Run(recipe, a, seed), args) for a in (arm, "bf16"))
+        if run and twin:
+            found[seed] = errors(run, twin)
+    return found
+
+
+def _table(recipe: str, args: argparse.Namespace) -> None:
+    print(f"\n{recipe}/base, {args.steps or STEPS[recipe]} steps of 4,096 tokens\n")
+    print("| arm | seeds | error at the end, % | worst after warm-up, % | last 20 losses "
+          "to BF16, % | held-out bits per byte (BF16's) |\n|---|---|---|---|---|---|")  # fmt: skip
+    for arm in NAMES:
+        found = _compared(recipe, arm, args)
+        if not found:
+            continue
+        pairs = [[_read(Run(recipe, a, seed), args) for a in (arm, "bf16")] for seed in found]
+        shifts = [
+            mean(s.loss for s in run.steps[-20:]) / mean(s.loss for s in twin.steps[-20:]) - 1
+            for run, twin in pairs
+        ]
+        bits = [[m.evaluations[-1].bits_per_byte for m in pair] for pair in pairs]
+        print(
+            f"| {NAMES[arm]} | {', '.join(map(str, found))} "
+            f"| {_list(100 * e[-1] for e in found.values())} "
+            f"| {_list(100 * max(e[40:] or e) for e in found.values())} "
+            f"| {_list((100 * s for s in shifts), '+.3f')} "
+            f"| {', '.join(f'{one:.4f} ({other:.4f})' for one, other in bits)} |"
+        )
+
+
+def _list(values: Iterator[float], form: str = ".3f") -> str:
+    return ", ".join(format(value, form) for value in values)
+
+
+def _draw(args: argparse.Namespace) -> None:
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(
+        1, len(args.recipes), figsize=(4.5 * len(args.recipes), 3.8), sharey=True, squeeze=False
+    )
+    for axis, recipe in zip(axes[0], args.recipes, strict=True):
+        for color, arm in enumerate(NAMES):
+            found = list(_compared(recipe, arm, args).values())
+            if not found:
+                continue
+            curve = [100 * mean(at) for at in zip(*found, strict=True)]
+            steps = range(1, len(curve) + 1)
+            name = f"{NAMES[arm]} ({len(found)})"
+            axis.plot(steps, curve, color=f"C{color}", label=name, lw=2 if arm == "fp8" else 1.2)
+            if len(found) > 1:
+                low, high = ([100 * f(at) for at in zip(*found, strict=True)] for f in (min, max))
+                axis.fill_between(steps, low, high, color=f"C{color}", alpha=0.15, lw=0)
+        axis.axhline(0.25, color="0.5", ls=":", lw=1)
+        axis.set(title=f"{recipe}/base", xlabel="steps", yscale="log")
+        axis.spines[["top", "right"]].set_visible(False)
+    axes[0][0].set(ylabel="distance of the loss from BF16's, %")
+    axes[0][-1].legend(frameon=False, fontsize=8)
+    figure.tight_layout()
+    args.svg.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(args.svg)
+
+
+if __name__ == "__main__":
+    main()
