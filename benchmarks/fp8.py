@@ -38,6 +38,7 @@ NAMES = {
     "block": "gradients in blocks of 128 by 128",
 }
 STEPS = {"tiny": 400, "mini": 240}
+SEQUENCES = 16  # of a step, as the recipes have it; of more, losses have less noise
 SMOOTHING = 0.9
 
 
@@ -51,7 +52,8 @@ class Run(NamedTuple):
     def folder(self, args: argparse.Namespace) -> Path:
         """Where it trains."""
         steps = args.steps or STEPS[self.recipe]
-        return args.out / f"{self.recipe}-{steps}" / f"{self.arm}-{self.seed}"
+        batch = "" if args.sequences == SEQUENCES else f"-of-{args.sequences}"
+        return args.out / f"{self.recipe}-{steps}{batch}" / f"{self.arm}-{self.seed}"
 
 
 def main() -> None:
@@ -61,6 +63,7 @@ def main() -> None:
     options.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     options.add_argument("--arms", nargs="+", default=list(ARMS), choices=ARMS)
     options.add_argument("--steps", type=int, help="of every run (tiny 400, mini 240)")
+    options.add_argument("--sequences", type=int, default=SEQUENCES, help="of 256 tokens a step")
     options.add_argument("--quick", action="store_true")
     options.add_argument("--plot", action="store_true", help="run nothing")
     options.add_argument("--out", type=Path, default=Path("out/fp8"))
@@ -99,7 +102,8 @@ def _train(run: Run, args: argparse.Namespace) -> None:
             f'tokenizer="{args.demo / "tokenizer"}"',
             f'data.sources=[{{name="stories", shards="{data / "stories"}"}}]',
             f'data.held_out=[{{name="stories", shards="{data / "valid"}"}}]',
-            f"tokens={steps * 4096}",
+            f"batch.sequences=[{{until=1, to={args.sequences}}}]",
+            f"tokens={steps * args.sequences * 256}",
             'minutes="none"',
             "samples=[]",
             f"eval_every={steps}",
@@ -158,10 +162,11 @@ def _compared(recipe: str, arm: str, args: argparse.Namespace) -> dict[int, list
 
 
 def _table(recipe: str, args: argparse.Namespace) -> None:
-    print(f"\n{recipe}/base, {args.steps or STEPS[recipe]} steps of 4,096 tokens\n")
+    tokens = args.sequences * 256
+    print(f"\n{recipe}/base, {args.steps or STEPS[recipe]} steps of {tokens:,} tokens\n")
     print(
-        "| arm | seeds | distance at the end, % | its largest after warm-up | smoothed losses apart, "
-        "% | last 50 losses apart, % | held-out bits per byte (BF16's) |\n"
+        "| arm | seeds | distance at the end, % | its largest after warm-up | smoothed losses "
+        "apart, % | last 50 losses apart, % | held-out bits per byte (BF16's) |\n"
         "|---|---|---|---|---|---|---|"
     )
     for arm in NAMES:

@@ -81,3 +81,23 @@ def test_another_precision_does_not_go_on_with_it(begin, drop):
 def test_mistakes_are_explained(begin, changes, said):
     with pytest.raises(ConfigError, match=said):
         begin(changes)
+
+
+@pytest.mark.parametrize("stage", ["sft", "dpo", "reward"])
+def test_every_stage_that_tunes_does_it_in_fp8_too(tune, look, stage):
+    runs = []
+    for kind in ("bfloat16", "fp8"):
+        training = tune(stage, {"precision": kind}, out=kind)
+        list(training.steps())
+        runs.append(look(training.folder))
+    low, eight = runs
+    assert eight.weights.keys() == low.weights.keys()
+    assert eight.weights != low.weights
+    for one, other in zip(low.figures, eight.figures, strict=True):
+        assert other.loss == pytest.approx(one.loss, rel=0.1)
+
+
+@pytest.mark.parametrize("stage", ["sft", "dpo", "reward"])
+def test_adapters_are_no_place_for_it(tune, stage):
+    with pytest.raises(ConfigError, match="remove \\[lora\\]"):
+        tune(stage, {**FP8, "lora": {}})
