@@ -113,14 +113,12 @@ def backward_rows(grad: Tiled, weights: Tensor | None, kept: Kept) -> Back:
 
 def _into_x(grad_hidden: Tensor, kept: Kept, out: Tensor) -> None:
     """Dgrad of gate and up: grad_hidden (M, 2F) -> out (M, D)."""
-    how, M = kept.how, len(out)
-    halves = tiles(grad_hidden.view(2 * M, -1), how.gradient_format, how.gradient_spread)
-    numbers, scale = halves.numbers.view(M, 2, -1), halves.scale.view(M, 2, -1)
-    for e, rows in kept.runs:
-        for half in range(2):
+    how = kept.how
+    for half, part in enumerate(grad_hidden.chunk(2, -1)):
+        by_row = tiles(part, how.gradient_format, how.gradient_spread)
+        for e, rows in kept.runs:
             matrix = kept.matrices.gate_up.at(e, half).T
-            of_half = Tiled(numbers[rows, half], scale[rows, half])
-            product(of_half, matrix, out[rows], add=half == 1)
+            product(by_row.at(rows), matrix, out[rows], add=half == 1)
 
 
 def _into_weights(

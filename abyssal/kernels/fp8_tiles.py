@@ -87,7 +87,7 @@ def tiles(
 
     With a spread of "block" 128 rows share a scale, with "tensor" all rows and tiles.
     """
-    scale = _scale(amax_of_tiles(x), form, spread, power_of_two, x.device)
+    scale = _scale(amax_of_tiles(x), form, spread, power_of_two)
     return Tiled(_encode(x, scale, form), scale)
 
 
@@ -103,7 +103,7 @@ def columns(
     amax = torch.empty(width, -(-rows // TILE))
     threads = torch.get_num_threads()
     function(x, x.stride(0), rows, width, is_bf16(x), amax, threads)
-    scale = _scale(amax, form, spread, power_of_two, x.device)
+    scale = _scale(amax, form, spread, power_of_two)
     numbers = torch.empty(width, rows, dtype=form.dtype)
     run = _twin("fp8_encode_columns", x)
     assert run is not None
@@ -144,9 +144,7 @@ def decode(x: Tiled) -> Tensor:
     return out
 
 
-def _scale(
-    amax: Tensor, form: Format, spread: Spread, power_of_two: bool, device: torch.device
-) -> Tensor:
+def _scale(amax: Tensor, form: Format, spread: Spread, power_of_two: bool) -> Tensor:
     """amax (R, B) -> the scales (R, B)."""
     if spread == "block":
         down = -(-len(amax) // TILE)
@@ -155,7 +153,7 @@ def _scale(
         amax = most.repeat_interleave(TILE, 0)[: len(amax)]
     elif spread == "tensor" and amax.numel():
         amax = amax.amax().expand(amax.shape)
-    return scale_of(amax, form.largest, power_of_two=power_of_two).contiguous().to(device)
+    return scale_of(amax, form.largest, power_of_two=power_of_two).contiguous()
 
 
 def amax_of_tiles(x: Tensor) -> Tensor:
