@@ -78,14 +78,14 @@ def forward_rows(
 ) -> tuple[Tensor, Tiled]:
     """x (M, D) through the experts of its rows -> y (M, D) float32, and h (2M, F) to keep."""
     M, F = len(x.numbers), matrices.down.numbers.shape[-1]
-    sums = x.scale.new_zeros(M, 2 * F)
+    sums = x.scale.new_empty(M, 2 * F)  # every row is in a run
     for e, rows in runs:
         for half in range(2):
             gate_or_up = matrices.gate_up.at(e, half)
             product(x.at(rows), gate_or_up, sums[rows, half * F : (half + 1) * F])
     hidden = sums.to(dtype)
     middle = tiles(swiglu_forward(hidden), E4M3, how.spread)
-    y = x.scale.new_zeros(M, matrices.down.numbers.shape[-2])
+    y = x.scale.new_empty(M, matrices.down.numbers.shape[-2])
     for e, rows in runs:
         product(middle.at(rows), matrices.down.at(e), y[rows])
     return y, tiles(hidden.view(2 * M, F), E4M3, how.spread)
@@ -96,8 +96,8 @@ def backward_rows(grad: Tiled, weights: Tensor | None, kept: Kept) -> Back:
     (E, D, F), M = kept.matrices.down.numbers.shape, len(kept.x.numbers)
     hidden = decode(kept.hidden).view(M, 2 * F).to(kept.dtype)
     middle = swiglu_forward(hidden)
-    new = kept.x.scale.new_zeros
-    grad_middle = new(M, F)
+    empty, zeros = kept.x.scale.new_empty, kept.x.scale.new_zeros
+    grad_middle = empty(M, F)
     for e, rows in kept.runs:
         product(grad.at(rows), kept.matrices.down.at(e).T, grad_middle[rows])
     grad_weights = (grad_middle * middle).sum(-1)
@@ -105,7 +105,7 @@ def backward_rows(grad: Tiled, weights: Tensor | None, kept: Kept) -> Back:
         grad_middle *= weights[:, None]
         grad = Tiled(grad.numbers, grad.scale * weights[:, None])
     grad_hidden = swiglu_backward(hidden, grad_middle.to(kept.dtype))  # (M, 2F)
-    back = Back(new(M, D), grad_weights, new(E, 2 * F, D), new(E, D, F))
+    back = Back(empty(M, D), grad_weights, zeros(E, 2 * F, D), zeros(E, D, F))
     _into_x(grad_hidden, kept, back.rows)
     _into_weights(decode(grad), middle, grad_hidden, weights is not None, kept, back)
     return back
