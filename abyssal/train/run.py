@@ -95,7 +95,7 @@ class Run:
     mtp_lambda: Curve = (Segment(until=10e12, to=0.3), Segment(until=14.8e12, to=0.1))
     # Of products; "fp8" is section 3.3: the rest as "auto" has it, master weights in float32.
     precision: Literal["auto", "bfloat16", "float32", "fp8"] = "auto"
-    fp8: Fp8 = field(default_factory=Fp8)  # arms to measure; nothing of it without precision "fp8"
+    fp8: Fp8 | None = None  # what to do otherwise than the paper, with precision "fp8"
     recompute: bool = False  # keep only block inputs for the backward
     save_every: int = 500  # steps
     keep: int = 2  # saved states
@@ -115,7 +115,7 @@ class Run:
         for name in ("save_every", "eval_every", "keep"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name}={getattr(self, name)}, expected at least 1")
-        if self.fp8 != Fp8() and self.precision != "fp8":
+        if self.fp8 is not None and self.precision != "fp8":
             raise ConfigError(
                 f'[fp8] says how to train in FP8, but precision is "{self.precision}"; set '
                 'precision = "fp8", or remove the table'

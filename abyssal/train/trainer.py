@@ -43,7 +43,7 @@ class Trainer(Progress):
     def __init__(self, run: Run, objective: Objective, machine: Machine):
         """The objective's model is the working copy (`working_copy`)."""
         if run.precision == "fp8":  # before there are masters
-            fp8.apply(objective.model, run.fp8)
+            fp8.apply(objective.model, run.fp8 or fp8.Fp8())
         super().__init__(run, objective.model, machine)
         self.run, self.objective = run, objective
         # Tokens and seconds when the first steps were done.

@@ -36,7 +36,7 @@ for rows, width in ((70, 160), (5, 300), (129, 96), (1, 1), (33, 128)):
             assert torch.equal(turned.view(torch.uint8), expected.view(torch.uint8))
 for M, N, K in ((70, 40, 160), (3, 65, 96), (64, 64, 256), (1, 1, 1)):
     for b in (blocks(torch.randn(N, K)), tiles(torch.randn(N, K))):
-        a = tiles(torch.randn(M, K))
+        a = tiles(torch.randn(M, K), float8.E5M2 if N == 40 else float8.E4M3)
         parts = [t.to(device) for t in (a.numbers, a.scale, b.numbers, b.scale)]
         found = twin.product(parts[0], parts[1], a.rows, parts[2], parts[3], b.rows).cpu()
         exact = reference(a, b)
