@@ -7,17 +7,26 @@
 Trains tiny/base and mini/base for some hundred steps, their schedules scaled, over the demo's
 shards (from `abyssal demo`), and writes docs/fp8.svg. The distance of two runs is
 |L - L_bf16| / L_bf16 of each step, smoothed by an exponential average with 0.9 (arXiv 2412.19437,
-sections 3.3 and B.1); beside it stand the losses smoothed first, in which the noise of batches
-averages out. The float32 runs are the noise: training that differs in rounding only.
+sections 3.3 and B.1). Beside it stand the losses smoothed first, in which the noise of batches
+averages out, and those of the finished models on text held out. The float32 runs are the noise:
+training that differs in rounding only.
 """
 
 import argparse
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from statistics import mean
 from typing import NamedTuple
 
+import torch
+
+from abyssal.data.packing import Packer
+from abyssal.data.shards import Shards
+from abyssal.data.sources import Source
+from abyssal.model.transformer import DeepSeekV3
 from abyssal.train.history import Step
+from abyssal.train.loss import cross_entropy
 from abyssal.train.metrics import Metrics, read_metrics
 from abyssal.train.training import Training
 
@@ -40,6 +49,7 @@ NAMES = {
 STEPS = {"tiny": 400, "mini": 240}
 SEQUENCES = 16  # of a step, as the recipes have it; of more, losses have less noise
 SMOOTHING = 0.9
+HELD_OUT = 15 * 4096  # tokens, all there are, that finished models are compared on, in BF16
 
 
 class Run(NamedTuple):
@@ -166,7 +176,7 @@ def _table(recipe: str, args: argparse.Namespace) -> None:
     print(f"\n{recipe}/base, {args.steps or STEPS[recipe]} steps of {tokens:,} tokens\n")
     print(
         "| arm | seeds | distance at the end, % | its largest after warm-up | smoothed losses "
-        "apart, % | last 50 losses apart, % | held-out bits per byte (BF16's) |\n"
+        "apart, % | last 50 losses apart, % | held-out losses apart, % |\n"
         "|---|---|---|---|---|---|---|"
     )
     for arm in NAMES:
@@ -175,15 +185,35 @@ def _table(recipe: str, args: argparse.Namespace) -> None:
             continue
         pairs = [[_read(Run(recipe, a, seed), args) for a in (arm, "bf16")] for seed in found]
         shifts = [_mean_loss(run) / _mean_loss(twin) - 1 for run, twin in pairs]
-        bits = [[m.evaluations[-1].bits_per_byte for m in pair] for pair in pairs]
+        ends = [[_final(Run(recipe, a, seed), args) for a in (arm, "bf16")] for seed in found]
         print(
             f"| {NAMES[arm]} | {', '.join(map(str, found))} "
             f"| {_list(100 * e[-1] for e in found.values())} "
             f"| {_list(100 * max(e[40:] or e) for e in found.values())} "
             f"| {_list((100 * apart(*pair) for pair in pairs), '+.3f')} "
             f"| {_list((100 * shift for shift in shifts), '+.3f')} "
-            f"| {', '.join(f'{one:.4f} ({other:.4f})' for one, other in bits)} |"
+            f"| {_list((100 * (one / other - 1) for one, other in ends), '+.3f')} |"
         )
+
+
+def _final(run: Run, args: argparse.Namespace) -> float:
+    """The loss of a published model on held-out text, nats a token; computed once."""
+    folder = run.folder(args)
+    written = folder / "final-loss.json"
+    if not written.is_file():
+        source = Source(shards=Shards(args.demo / "data" / "valid"), weight=1.0, name="valid")
+        packer = Packer(
+            [source], tokens_per_batch=4096, seq_len=256, isolate=False, fim_rate=0.0, seed=0
+        )
+        model, total = DeepSeekV3.load(folder), 0.0
+        with torch.no_grad():
+            for _ in range(HELD_OUT // 4096):
+                batch = packer.next().batch
+                total += float(
+                    cross_entropy(model(batch).hidden, model.lm_head.weight, batch.labels)
+                )
+        written.write_text(json.dumps(total / HELD_OUT))
+    return json.loads(written.read_text())
 
 
 def _mean_loss(run: Metrics, last: int = 50) -> float:
