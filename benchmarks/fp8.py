@@ -47,6 +47,7 @@ NAMES = {
     "block": "gradients in blocks of 128 by 128",
 }
 STEPS = {"tiny": 400, "mini": 240}
+EVERY = 4  # steps between two points of a curve
 SEQUENCES = 16  # of a step, as the recipes have it; of more, losses have less noise
 SMOOTHING = 0.9
 HELD_OUT = 15 * 4096  # tokens, all there are, that finished models are compared on, in BF16
@@ -235,18 +236,19 @@ def _draw(args: argparse.Namespace) -> None:
             found = list(_compared(recipe, arm, args).values())
             if not found:
                 continue
-            curve = [100 * mean(at) for at in zip(*found, strict=True)]
-            steps = range(1, len(curve) + 1)
-            name = f"{NAMES[arm]} ({len(found)})"
-            axis.plot(steps, curve, color=f"C{color}", label=name, lw=2 if arm == "fp8" else 1.2)
+            rows = list(zip(*found, strict=True))[EVERY - 1 :: EVERY]
+            steps = range(EVERY, EVERY * len(rows) + 1, EVERY)
+            name = f"{NAMES[arm]} ({len(found)} {'seed' if len(found) == 1 else 'seeds'})"
+            mean_of = [100 * mean(row) for row in rows]
+            axis.plot(steps, mean_of, color=f"C{color}", label=name, lw=2 if arm == "fp8" else 1.2)
             if len(found) > 1:
-                low, high = ([100 * f(at) for at in zip(*found, strict=True)] for f in (min, max))
+                low, high = ([100 * f(row) for row in rows] for f in (min, max))
                 axis.fill_between(steps, low, high, color=f"C{color}", alpha=0.15, lw=0)
         axis.axhline(0.25, color="0.5", ls=":", lw=1)
-        axis.set(title=f"{recipe}/base", xlabel="steps", yscale="log")
+        axis.set(title=f"{recipe}/base", xlabel="steps", ylim=(0, 1))
+        axis.legend(frameon=False, fontsize=7, loc="upper left")
         axis.spines[["top", "right"]].set_visible(False)
     axes[0][0].set(ylabel="distance of the loss from BF16's, %")
-    axes[0][-1].legend(frameon=False, fontsize=8)
     figure.tight_layout()
     args.svg.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(args.svg)
