@@ -8,17 +8,11 @@ name one multiplies by ``scale_inv``. Blocks at the lower and right border may b
     O output size    I input size
 """
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
 
-BLOCK = (128, 128)
-
-
-def scale_shape(shape: Sequence[int], block: tuple[int, int] = BLOCK) -> tuple[int, int]:
-    """The shape of the scales of a matrix (O, I): blocks down, blocks across."""
-    return -(-shape[0] // block[0]), -(-shape[1] // block[1])
+from abyssal.float8 import BLOCK as BLOCK
+from abyssal.float8 import scale_shape as scale_shape
 
 
 def dequantize(weight: Tensor, scale_inv: Tensor, block: tuple[int, int] = BLOCK) -> Tensor:

@@ -278,6 +278,7 @@ VERBS = (
         (
             "abyssal train tiny/base",
             "abyssal train tiny/base optim.lr=5e-3 tokens=2e6 out=out/try",
+            "abyssal train tiny/base precision=fp8 out=out/fp8",
             "abyssal train my-recipe.toml --json",
             "abyssal train r1/zero --dry-run",
         ),

@@ -262,11 +262,11 @@ class _GroupedSwiGLU(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, gate_up: Tensor, down: Tensor, counts: list[int]) -> Tensor:
         hidden = x.new_empty(len(x), gate_up.shape[1])  # (M, 2F)
-        for e, rows in _runs(counts):
+        for e, rows in runs_of(counts):
             torch.mm(x[rows], gate_up[e].T, out=hidden[rows])
         middle = swiglu_forward(hidden)
         out = torch.empty_like(x)
-        for e, rows in _runs(counts):
+        for e, rows in runs_of(counts):
             torch.mm(middle[rows], down[e].T, out=out[rows])
         ctx.save_for_backward(x, gate_up, down, hidden, middle)
         ctx.counts = counts
@@ -279,11 +279,11 @@ class _GroupedSwiGLU(torch.autograd.Function):
         counts: list[int] = ctx.counts
         grad_down, grad_gate_up = torch.zeros_like(down), torch.zeros_like(gate_up)
         grad_middle, grad_x = torch.empty_like(middle), torch.empty_like(x)
-        for e, rows in _runs(counts):
+        for e, rows in runs_of(counts):
             torch.mm(grad[rows], down[e], out=grad_middle[rows])
             torch.mm(grad[rows].T, middle[rows], out=grad_down[e])
         grad_hidden = swiglu_backward(hidden, grad_middle)
-        for e, rows in _runs(counts):
+        for e, rows in runs_of(counts):
             torch.mm(grad_hidden[rows], gate_up[e], out=grad_x[rows])
             torch.mm(grad_hidden[rows].T, x[rows], out=grad_gate_up[e])
         return grad_x, grad_gate_up, grad_down, None
@@ -311,7 +311,7 @@ class _GroupedProducts(torch.autograd.Function):
         return grouped_mm(grad_hidden, gate_up, offs=ends), grad_gate_up, grad_down, None
 
 
-def _runs(counts: list[int]) -> list[tuple[int, slice]]:
+def runs_of(counts: list[int]) -> list[tuple[int, slice]]:
     """The expert and the rows of every run that is not empty."""
     runs, start = [], 0
     for expert, count in enumerate(counts):

@@ -80,6 +80,11 @@ class Distill(Tuning):
                 "[lora] and tasks: the engine answers with plain weights only; set tasks = [] and "
                 "on_policy = 0, or leave [lora] away"
             )
+        if self.precision == "fp8" and self.tasks:
+            raise ConfigError(
+                'precision="fp8" and tasks: the engine answers with plain weights only; set '
+                'tasks = [] and on_policy = 0, or precision = "auto"'
+            )
         if self.divergence == "jsd" and not 0 < self.beta < 1:
             raise ConfigError(
                 f"beta={self.beta}, expected a number between 0 and 1; what it becomes at the ends "

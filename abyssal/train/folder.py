@@ -44,7 +44,7 @@ class Placed(Protocol):
 
     @property
     def precision(self) -> str:
-        """Of matrix products, or "auto"."""
+        """Of matrix products: that of the model, "fp8", or "auto"."""
 
 
 class RunFolder:
@@ -68,9 +68,12 @@ class RunFolder:
         return self.path / "trainer"
 
     def precision(self) -> str:
-        """The recipe's; "auto" is decided once, for a busy machine may measure otherwise later."""
-        if self.run.precision != "auto" or not (self.path / _RECIPE).is_file():
-            return self.run.precision
+        """What to `measure`: the recipe's, and beside FP8 products "auto". That is decided once,
+        for a busy machine may measure otherwise later.
+        """
+        wanted = "auto" if self.run.precision == "fp8" else self.run.precision
+        if wanted != "auto" or not (self.path / _RECIPE).is_file():
+            return wanted
         return str(files.read_json(self.path / _RECIPE).get("precision", "auto"))
 
     def open(self, machine: Machine) -> None:
@@ -95,7 +98,7 @@ class RunFolder:
                 config=config.to_dict(),
                 params_total=counts.params_total,
                 params_active=counts.params_active,
-                machine=machine.description,
+                machine=_described(machine, self.run.precision),
                 world=machine.ranks.world,
                 time=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
             )
@@ -134,6 +137,10 @@ class RunFolder:
                 "choose "
                 f"another out, or remove it"
             )
+
+
+def _described(machine: Machine, precision: str) -> str:
+    return f"{machine.description}; products in FP8" if precision == "fp8" else machine.description
 
 
 def plain(run: Placed) -> dict[str, object]:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Literal
 
 from abyssal.errors import ConfigError
+from abyssal.quant.fp8 import Fp8
 from abyssal.train.guard import GuardRules
 from abyssal.train.lora import Lora
 from abyssal.train.optim import Optim
@@ -92,7 +93,9 @@ class Run:
     optim: Optim = field(default_factory=Optim)
     balance: Balance = field(default_factory=Balance)
     mtp_lambda: Curve = (Segment(until=10e12, to=0.3), Segment(until=14.8e12, to=0.1))
-    precision: Literal["auto", "bfloat16", "float32"] = "auto"
+    # Of products; "fp8" is section 3.3: the rest as "auto" has it, master weights in float32.
+    precision: Literal["auto", "bfloat16", "float32", "fp8"] = "auto"
+    fp8: Fp8 | None = None  # what to do otherwise than the paper, with precision "fp8"
     zero: Literal[0, 1] = 0  # 1: several processes share masters and moments (parallel/zero.py)
     recompute: bool = False  # keep only block inputs for the backward
     save_every: int = 500  # steps
@@ -113,6 +116,11 @@ class Run:
         for name in ("save_every", "eval_every", "keep"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name}={getattr(self, name)}, expected at least 1")
+        if self.fp8 is not None and self.precision != "fp8":
+            raise ConfigError(
+                f'[fp8] says how to train in FP8, but precision is "{self.precision}"; set '
+                'precision = "fp8", or remove the table'
+            )
         curves = {
             "optim.schedule": self.optim.schedule,
             "batch.sequences": self.batch.sequences,
@@ -132,6 +140,11 @@ class Tuning(Run):
 
     def __post_init__(self) -> None:
         Run.__post_init__(self)
+        if self.lora is not None and self.precision == "fp8":
+            raise ConfigError(
+                'precision="fp8" trains whole matrices, but with [lora] these stay as they are; '
+                'remove [lora], or set precision = "auto"'
+            )
         moves = any(part.to or part.start for part in self.balance.gamma)
         if self.lora is not None and moves:
             raise ConfigError(

@@ -20,6 +20,7 @@ from torch import Tensor
 from abyssal.checkpoint.state import State
 from abyssal.model.transformer import DeepSeekV3
 from abyssal.plan.count import count
+from abyssal.quant import fp8
 from abyssal.train import balance, history
 from abyssal.train.drift import drift
 from abyssal.train.guard import Verdict
@@ -44,6 +45,8 @@ class Trainer(Progress):
 
     def __init__(self, run: Run, objective: Objective, machine: Machine):
         """The objective's model is the working copy (`working_copy`)."""
+        if run.precision == "fp8":  # before there are masters
+            fp8.apply(objective.model, run.fp8 or fp8.Fp8())
         super().__init__(run, objective.model, machine, zero=run.zero)
         self.run, self.objective = run, objective
         # Tokens and seconds when the first steps were done.
@@ -211,6 +214,8 @@ class Trainer(Progress):
         self.end()
         if not self.ranks.is_first:
             return
+        if self.run.precision == "fp8":
+            fp8.settle(self.model, self.machine.dtype)
         self.objective.publish(self.run.out)
         probe = self.objective.probe() if isinstance(self.run, Tuning) else None
         if isinstance(self.run, Tuning) and probe:
