@@ -17,7 +17,7 @@ ROOT = Path(abyssal.__file__).parent
 
 FLOORS = [
     {"errors", "collector"},
-    {"config", "batch", "filling"},
+    {"config", "batch", "filling", "float8"},
     {"recipe"},
     {"plan", "tokenizer", "kernels", "checkpoint", "report"},
     {"data", "model"},

@@ -8,22 +8,25 @@ name one multiplies by ``scale_inv``. Blocks at the lower and right border may b
     O output size    I input size
 """
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
 
-BLOCK = (128, 128)
+from abyssal.float8 import BLOCK as BLOCK
+from abyssal.float8 import scale_shape as scale_shape
 
 
-def scale_shape(shape: Sequence[int], block: tuple[int, int] = BLOCK) -> tuple[int, int]:
-    """The shape of the scales of a matrix (O, I): blocks down, blocks across."""
-    return -(-shape[0] // block[0]), -(-shape[1] // block[1])
-
-
-def dequantize(weight: Tensor, scale_inv: Tensor, block: tuple[int, int] = BLOCK) -> Tensor:
-    """weight (O, I) float8 times the scale of each element's block -> (O, I) bfloat16."""
-    rows, columns = weight.shape
-    scale = scale_inv.float().repeat_interleave(block[0], 0)[:rows]
-    scale = scale.repeat_interleave(block[1], 1)[:, :columns]  # (O, I)
-    return scale.mul_(weight.float()).to(torch.bfloat16)
+def dequantize(
+    weight: Tensor,
+    scale_inv: Tensor,
+    block: tuple[int, int] = BLOCK,
+    dtype: torch.dtype = torch.bfloat16,
+) -> Tensor:
+    """weight (O, I) float8 times the scale of each element's block -> (O, I); a row of blocks at a
+    time, which stays in the cache.
+    """
+    found = torch.empty(weight.shape, dtype=dtype, device=weight.device)
+    columns = weight.shape[1]
+    for at, row in enumerate(scale_inv.float()):
+        rows = slice(at * block[0], (at + 1) * block[0])
+        found[rows] = weight[rows].float().mul_(row.repeat_interleave(block[1])[:columns])
+    return found

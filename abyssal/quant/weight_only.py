@@ -19,12 +19,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from abyssal import float8
 from abyssal.checkpoint import fp8, integers
 from abyssal.checkpoint.integers import GROUP, OFFSET
 from abyssal.checkpoint.integers import dequantize_int4 as dequantize_int4  # all of it in one place
 from abyssal.checkpoint.integers import dequantize_int8 as dequantize_int8
 
-E4M3_MAX = 448.0
 # Scales tried for a group, in units of max |w| / 8: from one that reaches the largest value on the
 # side with 7 steps to one that clips a third of the range. On normal numbers the relative error is
 # 0.095 with these, 0.095 with twice as many and 0.108 with the first alone.
@@ -69,15 +69,30 @@ def quantize_int4(weight: Tensor, group: int = GROUP) -> Quantized:
 
 def quantize_fp8(weight: Tensor, block: tuple[int, int] = fp8.BLOCK) -> Quantized:
     """weight (O, I) -> float8_e4m3fn (O, I) and float32 scales of its blocks."""
-    down, across = fp8.scale_shape(weight.shape, block)
-    scale = torch.empty(down, across)
+    scale = scale_fp8(weight, block)
+    return Quantized(encode_fp8(weight, scale, block), scale)
+
+
+def scale_fp8(
+    weight: Tensor, block: tuple[int, int] = fp8.BLOCK, *, power_of_two: bool = False
+) -> Tensor:
+    """weight (O, I) -> float32 scales of its blocks: the largest number of a block is 448.
+
+    With `power_of_two`, as V3.1 has them (``scale_fmt`` "ue8m0"): the next one above.
+    """
+    rows = weight.split(block[0])  # one row of blocks in float32 at a time
+    amax = [_filled(part.float(), block[1]).abs().amax((0, 2)) for part in rows]
+    return float8.scale_of(torch.stack(amax), power_of_two=power_of_two)
+
+
+def encode_fp8(weight: Tensor, scale: Tensor, block: tuple[int, int] = fp8.BLOCK) -> Tensor:
+    """weight (O, I) in given scales of its blocks -> float8_e4m3fn (O, I)."""
     numbers = torch.empty(weight.shape, dtype=torch.float8_e4m3fn)
     for i, rows in enumerate(weight.split(block[0])):
-        w = _filled(rows.float(), block[1])  # (rows, across, columns of a block)
-        scale[i] = _nonzero(w.abs().amax((0, 2)) / E4M3_MAX)
-        q = (w / scale[i][:, None]).clamp_(-E4M3_MAX, E4M3_MAX).flatten(1)
-        numbers[i * block[0] :][: len(rows)] = q[:, : weight.shape[1]].to(torch.float8_e4m3fn)
-    return Quantized(numbers, scale)
+        filled = _filled(rows.float(), block[1])  # (rows, across, columns of a block)
+        found = float8.encode(filled, _nonzero(scale[i].float())[:, None]).flatten(1)
+        numbers[i * block[0] :][: len(rows)] = found[:, : weight.shape[1]]
+    return numbers
 
 
 def linear_w8a8(x: Tensor, numbers: Tensor, scale: Tensor) -> Tensor:
