@@ -107,9 +107,9 @@ def _server(name: str, files: Path, args: argparse.Namespace) -> Server:
     kind = SERVERS[name]
     if not kind:
         return abyssal_serve(args.folder, args.threads)
-    from speed.llama_file import write
+    from abyssal.quant.gguf_file import export
 
-    write(args.folder, files / f"{kind}.gguf", kind)
+    export(args.folder, files / f"{kind}.gguf", kind)
     length = args.prompt + args.new
     return llama_serve(args.folder, files / f"{kind}.gguf", length, args.threads)
 
