@@ -73,7 +73,7 @@ def check(folder: str | Path, config: ModelConfig, shapes: Mapping[str, torch.Si
     """
     opened = shards.opened(Path(folder))
     wanted = {name: names.parts(name, shape, config) for name, shape in shapes.items()}
-    _refuse_misfits(Path(folder), wanted, opened, names.copies(config))
+    _refuse_misfits(Path(folder), misfits(opened, wanted, names.copies(config)))
     return opened
 
 
@@ -84,13 +84,18 @@ class _Expected(NamedTuple):
     dtypes: Collection[str]
 
 
-def _refuse_misfits(
-    folder: Path,
-    wanted: Mapping[str, Sequence[names.Part]],
-    opened: Shards,
-    copies: Mapping[str, str],
-) -> None:
-    """Raise one error that names all tensors missing, surplus, misshapen or of a foreign type."""
+class Misfit(NamedTuple):
+    """A stored tensor that is not as config.json wants it."""
+
+    kind: str  # missing, surplus, "of another shape", or of a foreign type
+    name: str
+    text: str  # name, what it is, what was expected
+
+
+def misfits(
+    opened: Shards, wanted: Mapping[str, Sequence[names.Part]], copies: Mapping[str, str]
+) -> list[Misfit]:
+    """All tensors missing, surplus, misshapen or of a foreign type, these kinds in this order."""
     stored = opened.stored
     plain = {part.published: part.shape for parts in wanted.values() for part in parts}
     plain |= {copy: plain[copies[copy]] for copy in copies if copy in opened}
@@ -100,26 +105,32 @@ def _refuse_misfits(
         for name, tensor in _as_stored(published, shape, opened).items()
     }
     present = {name: tensor for name, tensor in expected.items() if name in stored}
+    missing = [Misfit("missing", name, name) for name in expected if name not in stored]
+    surplus = [Misfit("surplus", name, name) for name in stored if name not in expected]
     misshapen = [
-        f"{name} is {_times(stored[name].shape)}, expected {_times(tensor.shape)}"
+        Misfit(
+            "of another shape",
+            name,
+            f"{name} is {_times(stored[name].shape)}, expected {_times(tensor.shape)}",
+        )
         for name, tensor in present.items()
         if stored[name].shape != tensor.shape
     ]
     foreign = [
-        f"{name} is {stored[name].dtype}"
+        Misfit(_FOREIGN, name, f"{name} is {stored[name].dtype}")
         for name, tensor in present.items()
         if stored[name].dtype not in tensor.dtypes
     ]
-    complaints = [
-        f"{len(found)} {kind}: {some(found)}"
-        for kind, found in (
-            ("missing", [name for name in expected if name not in stored]),
-            ("surplus", [name for name in stored if name not in expected]),
-            ("of another shape", misshapen),
-            (f"of a type not among {', '.join(FLOATS)}, {FP8}, {INT8} (matrices only)", foreign),
-        )
-        if found
-    ]
+    return missing + surplus + misshapen + foreign
+
+
+_FOREIGN = f"of a type not among {', '.join(FLOATS)}, {FP8}, {INT8} (matrices only)"
+
+
+def _refuse_misfits(folder: Path, found: Sequence[Misfit]) -> None:
+    """Raise one error that names them all."""
+    kinds = {misfit.kind: [m.text for m in found if m.kind == misfit.kind] for misfit in found}
+    complaints = [f"{len(texts)} {kind}: {some(texts)}" for kind, texts in kinds.items()]
     if complaints:
         raise CheckpointError(
             f"{folder}: tensors do not fit config.json; {'; '.join(complaints)}. "

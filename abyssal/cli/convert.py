@@ -1,5 +1,7 @@
 """The verb that puts a model into another format, and says what it costs."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal, cast
 
@@ -11,7 +13,7 @@ from abyssal.errors import ConfigError
 
 if TYPE_CHECKING:
     from abyssal.evals.fidelity import Fidelity
-    from abyssal.quant.convert import Converted
+    from abyssal.quant.convert import Converted, Progress
     from abyssal.quant.formats import Format
 
 NOTABLE_LOSS = 0.05  # bits per byte; more is worth a remark
@@ -97,10 +99,7 @@ def _convert(
     from abyssal.quant.convert import convert as convert_folder
 
     found: list[Fidelity] = []
-    with console.progress(f"{out} in {to or 'other shards'}", 1) as bar:
-
-        def progress(done: int, total: int, what: str) -> None:
-            bar.at(done, total=total, note=f"{console.quantity(done, 'B')}, {what}")
+    with _shown(f"{out} in {to or 'other shards'}") as (bar, progress):
 
         def approve(draft: Path) -> None:
             if texts is not None:
@@ -118,13 +117,30 @@ def _export(source: Path, out: Path, kind: str, as_json: bool) -> None:
     """One GGUF file of a folder."""
     from abyssal.quant import gguf_file
 
-    with console.progress(f"{out} in {kind}", 1) as bar:
-
-        def progress(done: int, total: int, what: str) -> None:
-            bar.at(done, total=total, note=f"{console.quantity(done, 'B')}, {what}")
-
+    with _shown(f"{out} in {kind}") as (_, progress):
         made = gguf_file.export(source, out, kind, progress=progress)
     console.show(made, as_json=as_json)
+
+
+class _Stopped(Exception):
+    """A signal came: what is whole stays, and the same command goes on with it."""
+
+
+@contextmanager
+def _shown(what: str) -> "Iterator[tuple[console.Bar, Progress]]":
+    """A bar, and what moves it between two tensors; a signal ends the work there."""
+    with console.resumable() as stopping:
+        try:
+            with console.progress(what, 1) as bar:
+
+                def progress(done: int, total: int, now: str) -> None:
+                    if stopping.signal is not None:
+                        raise _Stopped
+                    bar.at(done, total=total, note=f"{console.quantity(done, 'B')}, {now}")
+
+                yield bar, progress
+        except _Stopped:
+            return
 
 
 def _format(flags: dict[str, bool], shard_bytes: int | None) -> str | None:

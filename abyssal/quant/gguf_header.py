@@ -153,6 +153,9 @@ def _patterns(file: TokenizerFile) -> list[object]:
 
 
 def _template(folder: Path) -> str | None:
+    alone = folder / "chat_template.jinja"  # where newer versions of transformers put it
+    if alone.is_file():
+        return alone.read_text(encoding="utf-8")
     path = folder / "tokenizer_config.json"
     if not path.is_file():
         return None

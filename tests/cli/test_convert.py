@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import signal
 
 import pytest
 
@@ -181,3 +182,22 @@ def test_there_and_back_in_other_shards_and_out_to_gguf(abyssal_command, folder,
     assert len(list((tmp_path / "fp32").glob("model-*"))) > 1
     (first,), (last,) = ((tmp_path / name).glob("model-*") for name in ("fp8", "again"))
     assert first.read_bytes() == last.read_bytes()
+
+
+def test_a_signal_ends_it_between_two_tensors_and_the_same_command_goes_on(
+    abyssal_command, folder, tmp_path, text, monkeypatch
+):
+    def measure(source, draft, texts):
+        os.kill(os.getpid(), signal.SIGINT)
+        return Fidelity(before=1.0, after=1.0, unmeasured=None, matrices=())
+
+    monkeypatch.setattr(fidelity, "measure", measure)
+    words = ("convert", folder, str(tmp_path / "out"), "--int8", "--text", text, "--json")
+    ran = abyssal_command(*words)
+    assert ran.code == 128 + signal.SIGINT
+    assert "run the same command to go on" in ran.err
+    assert not (tmp_path / "out").exists()
+    ran = abyssal_command(*words[:-3], "--no-check", "--json")
+    assert ran.code == 0, ran.err
+    said = json.loads(ran.out)
+    assert said["shards_taken_over"] == said["shards"] == 1
