@@ -35,7 +35,7 @@ from abyssal.data.corpus import stories
 from abyssal.tokenizer.bpe import Tokenizer
 
 REFERENCE = "abyssal serve"
-SERVERS = {REFERENCE: "", "llama.cpp server (FP32)": "fp32", "llama.cpp server (BF16)": "bf16"}
+SERVERS = {REFERENCE: "", "llama.cpp server (FP32)": "f32", "llama.cpp server (BF16)": "bf16"}
 NEEDED = ("llama_cpp", "gguf", "sse_starlette", "starlette_context")  # by the peer
 
 

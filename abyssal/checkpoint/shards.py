@@ -14,6 +14,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from abyssal.checkpoint import files, fp8, integers, names
+from abyssal.checkpoint.shard_file import Entry
 from abyssal.checkpoint.stored import Matrix
 from abyssal.errors import CheckpointError
 
@@ -22,6 +23,7 @@ SINGLE = "model.safetensors"
 FP8, INT8 = "F8_E4M3", "I8"
 PRECISIONS = {"F32": "fp32", "F16": "fp16", "BF16": "bf16", FP8: "fp8", INT8: "int8"}
 FLOATS = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+MAPPED_BYTES = 2**30
 _SHOWN = 20  # names of each kind in an error
 
 
@@ -142,6 +144,7 @@ class Shards:
     ):
         self.stored, self.block, self.group = stored, block, group
         self.open: dict[Path, Any] = {}  # safetensors exports no type for its handle
+        self.mapped = 0  # bytes read of these files
 
     def __contains__(self, published: str) -> bool:
         return published in self.stored or published + integers.PACKED in self.stored
@@ -182,9 +185,27 @@ class Shards:
         beside = {part for parts in found.values() for part in parts[1:]}
         return {name: parts for name, parts in found.items() if name not in beside}
 
+    def turn_to(self, published: str) -> None:
+        """Close files that a tensor does not lie in, or all once much was read from them.
+
+        What is mapped counts as a process's memory: reading in the order of the shards, a tensor at
+        a time, it stays within two shards and MAPPED_BYTES.
+        """
+        parts = self.parts(published)
+        wanted = {self.stored[part].path for part in parts}
+        if not wanted <= self.open.keys() or self.mapped > MAPPED_BYTES:
+            self.close()
+        self.mapped += self.num_bytes(parts)
+
+    def num_bytes(self, parts: Sequence[str]) -> int:
+        """The size of stored tensors."""
+        entries = [self.stored[part] for part in parts]
+        return sum(Entry(entry.dtype, entry.shape).num_bytes for entry in entries)
+
     def close(self) -> None:
         """Let go of the files opened so far; they open again when asked for."""
         self.open.clear()
+        self.mapped = 0
 
     def tensor(self, published: str) -> Tensor:
         """One tensor as stored; what is quantized multiplied out."""

@@ -87,40 +87,33 @@ class _Expected(NamedTuple):
 class Misfit(NamedTuple):
     """A stored tensor that is not as config.json wants it."""
 
-    kind: str  # missing, surplus, "of another shape", or of a foreign type
+    kind: str  # missing, surplus, of another shape or type
     name: str
     text: str  # name, what it is, what was expected
 
 
 def misfits(
-    opened: Shards, wanted: Mapping[str, Sequence[names.Part]], copies: Mapping[str, str]
+    opened: Shards, parts: Mapping[str, Sequence[names.Part]], copies: Mapping[str, str]
 ) -> list[Misfit]:
-    """All tensors missing, surplus, misshapen or of a foreign type, these kinds in this order."""
+    """All tensors missing, surplus, misshapen or of a foreign type, in this order."""
     stored = opened.stored
-    plain = {part.published: part.shape for parts in wanted.values() for part in parts}
+    plain = {part.published: part.shape for each in parts.values() for part in each}
     plain |= {copy: plain[copies[copy]] for copy in copies if copy in opened}
-    expected = {
-        name: tensor
-        for published, shape in plain.items()
-        for name, tensor in _as_stored(published, shape, opened).items()
-    }
-    present = {name: tensor for name, tensor in expected.items() if name in stored}
+    expected: dict[str, _Expected] = {}
+    for published, shape in plain.items():
+        expected |= _as_stored(published, shape, opened)
+    present = {name: expected[name] for name in expected if name in stored}
     missing = [Misfit("missing", name, name) for name in expected if name not in stored]
     surplus = [Misfit("surplus", name, name) for name in stored if name not in expected]
+    shapes = {name: (stored[name].shape, present[name].shape) for name in present}
     misshapen = [
-        Misfit(
-            "of another shape",
-            name,
-            f"{name} is {_times(stored[name].shape)}, expected {_times(tensor.shape)}",
-        )
-        for name, tensor in present.items()
-        if stored[name].shape != tensor.shape
+        Misfit("of another shape", name, f"{name} is {_times(is_)}, expected {_times(wanted)}")
+        for name, (is_, wanted) in shapes.items()
+        if is_ != wanted
     ]
-    foreign = [
-        Misfit(_FOREIGN, name, f"{name} is {stored[name].dtype}")
-        for name, tensor in present.items()
-        if stored[name].dtype not in tensor.dtypes
-    ]
+    types = {name: stored[name].dtype for name in present}
+    odd = [name for name in present if types[name] not in present[name].dtypes]
+    foreign = [Misfit(_FOREIGN, name, f"{name} is {types[name]}") for name in odd]
     return missing + surplus + misshapen + foreign
 
 
@@ -129,7 +122,9 @@ _FOREIGN = f"of a type not among {', '.join(FLOATS)}, {FP8}, {INT8} (matrices on
 
 def _refuse_misfits(folder: Path, found: Sequence[Misfit]) -> None:
     """Raise one error that names them all."""
-    kinds = {misfit.kind: [m.text for m in found if m.kind == misfit.kind] for misfit in found}
+    kinds: dict[str, list[str]] = {}
+    for misfit in found:
+        kinds.setdefault(misfit.kind, []).append(misfit.text)
     complaints = [f"{len(texts)} {kind}: {some(texts)}" for kind, texts in kinds.items()]
     if complaints:
         raise CheckpointError(

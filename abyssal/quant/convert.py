@@ -11,27 +11,25 @@ import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from abyssal.checkpoint import files, integers, weights
+from abyssal.checkpoint import files, weights
 from abyssal.checkpoint.draft import Draft
-from abyssal.checkpoint.shard_file import Entry, ShardFile
+from abyssal.checkpoint.shard_file import ShardFile
 from abyssal.checkpoint.shards import INDEX, Shards
 from abyssal.config import ModelConfig
 from abyssal.errors import CheckpointError
 from abyssal.model.transformer import DeepSeekV3
-from abyssal.quant import formats, round_trip
+from abyssal.quant import formats, pieces, round_trip
 from abyssal.quant.formats import PLAIN, Format
+from abyssal.quant.pieces import Piece
 from abyssal.quant.round_trip import Origin
 
 Progress = Callable[[int, int, str], None]  # bytes done, bytes in all, what is being done
 
-SHARD_BYTES = 5e9
-_MAPPED_BYTES = 2**30  # of the source read before its files are let go of: they count as memory
 _AT_ONCE = 2**20  # numbers looked at together
 _WRITTEN_ANEW = {INDEX, files.MANIFEST, "config.json"}
 _OF_A_RUN = {"recipe.json", "metrics.jsonl", "report.html", "done.json"}  # that trained the source
@@ -51,20 +49,6 @@ class Converted:
     shards_taken_over: int  # of an earlier run that was stopped
     bytes_before: int
     bytes_after: int
-
-
-class Piece(NamedTuple):
-    """One published tensor and what it becomes."""
-
-    published: str
-    parts: tuple[str, ...]  # stored tensors that it is now
-    kind: Format | None  # None: it stays as it is
-    entries: dict[str, Entry]  # what will be stored
-
-    @property
-    def num_bytes(self) -> int:
-        """Its size when it is written."""
-        return sum(entry.num_bytes for entry in self.entries.values())
 
 
 def convert(
@@ -91,7 +75,7 @@ def convert(
         raise CheckpointError(f"{out} exists already; name another folder, or remove that one")
     opened = open_whole(source)
     origin = round_trip.origin_of(source) if to == "fp8" else None
-    plan = _plan(opened, source, to, max_shard_bytes, origin)
+    plan = pieces.planned(opened, source, to, max_shard_bytes, origin)
     purpose = {**identity(source), "to": to or "shards", "shard bytes": max_shard_bytes}
     changes = to if any(piece.kind for shard in plan for piece in shard) else None
     work = _Work(source, changes, opened, origin, plan, progress)
@@ -104,17 +88,17 @@ def convert(
             f"{out}: cannot be written ({problem}); make room and run the same command again, "
             "which goes on from the shards already written"
         ) from None
-    pieces = [piece for shard in plan for piece in shard]
+    made = [piece for shard in plan for piece in shard]
     return Converted(
         folder=out,
         format=to,
-        matrices=sum(piece.kind is not None for piece in pieces),
-        kept=sum(piece.kind is None for piece in pieces),
-        short_groups=sum(piece.kind == "int4" and _ends_short(piece) for piece in pieces),
+        matrices=sum(piece.kind is not None for piece in made),
+        kept=sum(piece.kind is None for piece in made),
+        short_groups=sum(piece.kind == "int4" and pieces.ends_short(piece) for piece in made),
         shards=len(plan),
         shards_taken_over=taken_over,
-        bytes_before=sum(bytes_of(opened, piece.parts) for piece in pieces),
-        bytes_after=sum(piece.num_bytes for piece in pieces),
+        bytes_before=sum(opened.num_bytes(piece.parts) for piece in made),
+        bytes_after=sum(piece.num_bytes for piece in made),
     )
 
 
@@ -151,72 +135,6 @@ def identity(source: Path) -> dict[str, object]:
     }
 
 
-def bytes_of(opened: Shards, parts: tuple[str, ...]) -> int:
-    """The size of stored tensors."""
-    entries = [opened.stored[part] for part in parts]
-    return sum(Entry(entry.dtype, entry.shape).num_bytes for entry in entries)
-
-
-def _plan(
-    opened: Shards,
-    source: Path,
-    to: Format | None,
-    max_shard_bytes: float | None,
-    origin: Origin | None,
-) -> list[list[Piece]]:
-    """Which tensors go into which shard, in the order of the source's shards and none split."""
-    pieces = [_piece(opened, name, parts, to, origin) for name, parts in opened.weights().items()]
-    rounded = {opened.precision(n) for n in opened.weights()} & {"int8", "int4"}
-    if rounded and to not in (*PLAIN, None):
-        raise CheckpointError(
-            f"{source} is quantized already ({' and '.join(sorted(rounded))}): rounded once more, "
-            f"to {to}, it would lose twice; convert the folder it was made from"
-        )
-    changed = any(piece.kind for piece in pieces)
-    if to == "fp8" and changed and any(opened.precision(n) == "fp8" for n in opened.weights()):
-        raise CheckpointError(
-            f"{source} holds some of its matrices in fp8 and some not; make --bf16 of it first"
-        )
-    if not changed and max_shard_bytes is None:
-        raise CheckpointError(
-            f"{source} is in {to} already; nothing to convert. --shard-size alone writes it in "
-            "other shards"
-        )
-    plan: list[list[Piece]] = [[]]
-    limit = max_shard_bytes or SHARD_BYTES
-    room = limit
-    for piece in pieces:
-        if plan[-1] and piece.num_bytes > room:
-            plan.append([])
-            room = limit
-        plan[-1].append(piece)
-        room -= piece.num_bytes
-    return plan
-
-
-def _piece(
-    opened: Shards, published: str, parts: tuple[str, ...], to: Format | None, origin: Origin | None
-) -> Piece:
-    kind = formats.kind_of(published, to) if to else None
-    stored = opened.precision(published)
-    if to and kind is None and stored in ("fp8", "int8", "int4"):
-        kind = "bf16"  # what this format leaves alone stood in fewer bits
-    if kind is None or kind == stored:
-        entries = {p: Entry(opened.stored[p].dtype, opened.stored[p].shape) for p in parts}
-        return Piece(published, parts, None, entries)
-    shape = opened.shape(published)
-    entries = formats.stored_as(published, shape, kind)
-    if kind == "fp8" and origin:
-        entries = origin.entries(published, shape)
-    return Piece(published, parts, kind, entries)
-
-
-def _ends_short(piece: Piece) -> bool:
-    packed = piece.entries[piece.published + integers.PACKED]
-    groups = piece.entries[piece.published + integers.SCALE]
-    return packed.shape[1] * 8 != groups.shape[1] * integers.GROUP
-
-
 class _Work:
     """One conversion on its way."""
 
@@ -233,23 +151,22 @@ class _Work:
         self.plan, self.progress = plan, progress
         self.total = sum(piece.num_bytes for shard in plan for piece in shard)
         self.done = 0
-        self.mapped = 0
 
     def write(self, draft: Draft) -> int:
         """Every file of the folder but the manifest; how many shards were there already."""
         taken_over = 0
         weight_map: dict[str, str] = {}
-        for number, pieces in enumerate(self.plan, 1):
+        for number, planned in enumerate(self.plan, 1):
             file = f"model-{number:05d}-of-{len(self.plan):05d}.safetensors"
-            entries = {name: entry for piece in pieces for name, entry in piece.entries.items()}
+            entries = {name: entry for piece in planned for name, entry in piece.entries.items()}
             weight_map |= dict.fromkeys(entries, file)
             if draft.has(file):
                 taken_over += 1
-                self.done += sum(piece.num_bytes for piece in pieces)
+                self.done += sum(piece.num_bytes for piece in planned)
                 self.progress(self.done, self.total, f"{file} is there already")
                 continue
             with ShardFile(draft.path / file, entries) as shard:
-                for piece in pieces:
+                for piece in planned:
                     for name, tensor in self._encoded(piece).items():
                         shard.put(name, tensor)
                     self.done += piece.num_bytes
@@ -263,7 +180,7 @@ class _Work:
         return taken_over
 
     def _encoded(self, piece: Piece) -> dict[str, Tensor]:
-        self._let_go(piece)
+        self.opened.turn_to(piece.published)
         if piece.kind is None:
             return {part: self.opened.raw(part) for part in piece.parts}
         whole = self._multiplied_out(piece)
@@ -284,14 +201,6 @@ class _Work:
             return whole.to(PLAIN[piece.kind]) if piece.kind in PLAIN else whole
         exact = torch.bfloat16 if piece.kind == "bf16" else torch.float32
         return self.opened.matrix(piece.published).dequantize(exact)
-
-    def _let_go(self, piece: Piece) -> None:
-        """Close files that nothing more is read from, and those of which much was read."""
-        wanted = {self.opened.stored[part].path for part in piece.parts}
-        if not wanted <= self.opened.open.keys() or self.mapped > _MAPPED_BYTES:
-            self.opened.close()
-            self.mapped = 0
-        self.mapped += bytes_of(self.opened, piece.parts)
 
     def _scales(self, draft: Draft) -> None:
         """What the way back to FP8 needs: of the source, or what the source keeps."""

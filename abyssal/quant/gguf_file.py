@@ -243,15 +243,10 @@ class _Work:
 
     def _stored(self, place: _Place) -> Iterator[bytes]:
         for published in place.piece.published:
-            if not self._is_open(published):
-                self.opened.close()
+            self.opened.turn_to(published)
             part = place.piece._replace(published=(published,))
             for rows in gguf_tensors.numbers(part, self.config, self.opened):
                 yield _bytes(rows, place)
-
-    def _is_open(self, published: str) -> bool:
-        parts = self.opened.parts(published)
-        return {self.opened.stored[part].path for part in parts} <= self.opened.open.keys()
 
 
 def _bytes(rows: Tensor, place: _Place) -> bytes:
