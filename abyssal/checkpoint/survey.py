@@ -56,24 +56,15 @@ def survey_shards(found: Survey, beside: str) -> Shards:
     folder = found.folder
     present = sorted(p.name for p in folder.glob("*.safetensors") if p.name != beside)
     index = _index(found, present)
-    named = sorted({*index.values()}) if index is not None else present
+    named: dict[str, set[str] | None] = dict.fromkeys(present)  # and what each should hold
+    if index is not None:
+        of_each: dict[str, set[str]] = {name: set() for name in sorted({*index.values()})}
+        for tensor, name in index.items():
+            of_each[name].add(tensor)
+        named = {**of_each}
     stored: dict[str, Stored] = {}
-    for name in named:
-        of_it = {tensor for tensor, file in (index or {}).items() if file == name}
-        if not (folder / name).is_file():
-            found.fault(f"{name} is missing, with {len(of_it):,} tensors", _AGAIN)
-        inside = _header(found, folder / name) if (folder / name).is_file() else None
-        if inside is None:
-            found.lost |= of_it
-            continue
-        lost = [f"{t} is not in {name}" for t, file in (index or {}).items()
-                if file == name and t not in inside]  # fmt: skip
-        found.faults_of("index points to nothing", lost, f"copy {INDEX} and {name} again")
-        if index is not None:
-            extra = [f"{t} is in {name}" for t in inside if index.get(t) != name]
-            found.faults_of("not in the index", extra, f"copy {INDEX} and {name} again")
-        wanted = inside if index is None else [t for t in inside if index.get(t) == name]
-        stored |= {t: Stored(folder / name, inside[t].shape, inside[t].dtype) for t in wanted}
+    for name, listed in named.items():
+        stored |= _held(found, folder / name, listed)
     if not named:
         found.fault("no weights", f"expected {INDEX} and its shards, or {SINGLE}")
     for name in present if index is not None else ():
@@ -87,12 +78,30 @@ def survey_shards(found: Survey, beside: str) -> Shards:
         return Shards(stored, (128, 128))
 
 
+def _held(found: Survey, path: Path, listed: set[str] | None) -> dict[str, Stored]:
+    """The tensors of one shard, those that the index lists as far as there is one."""
+    if not path.is_file():
+        found.fault(f"{path.name} is missing, with {len(listed or ()):,} tensors", _AGAIN)
+    inside = _header(found, path) if path.is_file() else None
+    if inside is None:
+        found.lost |= listed or set()
+        return {}
+    if listed is not None:
+        again = f"copy {INDEX} and {path.name} again"
+        lost = [f"{tensor} is not in {path.name}" for tensor in sorted(listed - inside.keys())]
+        found.faults_of("index points to nothing", lost, again)
+        extra = [f"{tensor} is in {path.name}" for tensor in sorted(inside.keys() - listed)]
+        found.faults_of("not in the index", extra, again)
+    kept = inside.keys() if listed is None else inside.keys() & listed
+    return {t: Stored(path, inside[t].shape, inside[t].dtype) for t in inside if t in kept}
+
+
 def _index(found: Survey, present: list[str]) -> dict[str, str] | None:
     """Tensor names and their files; None where there is no index and none is needed."""
     path = found.folder / INDEX
     if not path.exists():
-        if len(present) > 1:
-            found.fault(f"{INDEX} is missing, and there is more than one shard", _AGAIN)
+        if present and present != [SINGLE]:
+            found.fault(f"{INDEX} is missing, and {present[0]} is not {SINGLE}", _AGAIN)
         return None
     try:
         said = files.read_json(path).get("weight_map")

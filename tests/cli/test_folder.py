@@ -122,6 +122,7 @@ BREAKS = {
         f / "config.json", eos_token_id=5
     ),
     "has no chat template": lambda f: edit(f / "tokenizer_config.json", chat_template=None),
+    "index.json is missing, and model-00001-of-": lambda f: (f / shards.INDEX).unlink(),
     "no weights; expected": lambda f: [path.unlink() for path in f.glob("model*")],
     "the index does not name it": lambda f: shutil.copy(
         sorted(f.glob("model-*"))[0], f / "model-extra.safetensors"
