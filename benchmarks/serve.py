@@ -35,7 +35,7 @@ from abyssal.data.corpus import stories
 from abyssal.tokenizer.bpe import Tokenizer
 
 REFERENCE = "abyssal serve"
-SERVERS = {REFERENCE: "", "llama.cpp server (FP32)": "fp32", "llama.cpp server (BF16)": "bf16"}
+SERVERS = {REFERENCE: "", "llama.cpp server (FP32)": "f32", "llama.cpp server (BF16)": "bf16"}
 NEEDED = ("llama_cpp", "gguf", "sse_starlette", "starlette_context")  # by the peer
 
 
@@ -107,9 +107,9 @@ def _server(name: str, files: Path, args: argparse.Namespace) -> Server:
     kind = SERVERS[name]
     if not kind:
         return abyssal_serve(args.folder, args.threads)
-    from speed.llama_file import write
+    from abyssal.quant.gguf_file import export
 
-    write(args.folder, files / f"{kind}.gguf", kind)
+    export(args.folder, files / f"{kind}.gguf", kind)
     length = args.prompt + args.new
     return llama_serve(args.folder, files / f"{kind}.gguf", length, args.threads)
 

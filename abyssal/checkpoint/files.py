@@ -46,12 +46,13 @@ def verify(folder: Path) -> list[str]:
     """Names of files that are not as the manifest says; the manifest's own if it is broken."""
     try:
         files = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["files"]
-        return [n for n, written in files.items() if _differs(folder / n, written)]
+        return [n for n, written in files.items() if differs(folder / n, written)]
     except (OSError, ValueError, KeyError, AttributeError):
         return [MANIFEST]
 
 
-def _differs(path: Path, written: Mapping[str, object]) -> bool:
+def differs(path: Path, written: Mapping[str, object]) -> bool:
+    """Whether a file is not there, or of another size or SHA-256 than `written` says."""
     return not path.is_file() or fingerprint(path) != written
 
 

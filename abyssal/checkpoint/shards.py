@@ -14,13 +14,16 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from abyssal.checkpoint import files, fp8, integers, names
+from abyssal.checkpoint.shard_file import Entry
 from abyssal.checkpoint.stored import Matrix
 from abyssal.errors import CheckpointError
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 FP8, INT8 = "F8_E4M3", "I8"
+PRECISIONS = {"F32": "fp32", "F16": "fp16", "BF16": "bf16", FP8: "fp8", INT8: "int8"}
 FLOATS = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+MAPPED_BYTES = 2**30
 _SHOWN = 20  # names of each kind in an error
 
 
@@ -141,6 +144,7 @@ class Shards:
     ):
         self.stored, self.block, self.group = stored, block, group
         self.open: dict[Path, Any] = {}  # safetensors exports no type for its handle
+        self.mapped = 0  # bytes read of these files
 
     def __contains__(self, published: str) -> bool:
         return published in self.stored or published + integers.PACKED in self.stored
@@ -150,47 +154,97 @@ class Shards:
         entry = self.stored.get(published)
         return torch.bfloat16 if entry is None else FLOATS.get(entry.dtype, torch.bfloat16)
 
+    def precision(self, published: str) -> str:
+        """How it is stored: one of PRECISIONS, or the type's own name."""
+        entry = self.stored.get(published)
+        return "int4" if entry is None else PRECISIONS.get(entry.dtype, entry.dtype)
+
+    def shape(self, published: str) -> tuple[int, ...]:
+        """The shape of a tensor, of a quantized one before it was."""
+        if published in self.stored:
+            return self.stored[published].shape
+        rows, columns = self.raw(published + integers.SHAPE).tolist()
+        return rows, columns
+
+    def parts(self, published: str) -> tuple[str, ...]:
+        """The stored tensors that a tensor is, the scales of a quantized one too."""
+        match self.precision(published):
+            case "int4":
+                return tuple(published + end for end in (integers.PACKED, integers.SCALE,
+                                                         integers.SHAPE))  # fmt: skip
+            case "int8":
+                return published, published + integers.SCALE
+            case "fp8":
+                return published, published + names.SCALE
+        return (published,)
+
+    def weights(self) -> dict[str, tuple[str, ...]]:
+        """Every tensor by the name it had before it was quantized, and its parts."""
+        published = [name.removesuffix(integers.PACKED) for name in self.stored]
+        found = {name: self.parts(name) for name in published if name in self}
+        beside = {part for parts in found.values() for part in parts[1:]}
+        return {name: parts for name, parts in found.items() if name not in beside}
+
+    def turn_to(self, published: str) -> None:
+        """Close files that a tensor does not lie in, or all once much was read from them.
+
+        What is mapped counts as a process's memory: reading in the order of the shards, a tensor at
+        a time, it stays within two shards and MAPPED_BYTES.
+        """
+        parts = self.parts(published)
+        wanted = {self.stored[part].path for part in parts}
+        if not wanted <= self.open.keys() or self.mapped > MAPPED_BYTES:
+            self.close()
+        self.mapped += self.num_bytes(parts)
+
+    def num_bytes(self, parts: Sequence[str]) -> int:
+        """The size of stored tensors."""
+        entries = [self.stored[part] for part in parts]
+        return sum(Entry(entry.dtype, entry.shape).num_bytes for entry in entries)
+
     def close(self) -> None:
         """Let go of the files opened so far; they open again when asked for."""
         self.open.clear()
+        self.mapped = 0
 
     def tensor(self, published: str) -> Tensor:
         """One tensor as stored; what is quantized multiplied out."""
         entry = self.stored.get(published)
         if entry is not None and entry.dtype in FLOATS:
-            return self._raw(published)
+            return self.raw(published)
         return self.matrix(published).dequantize()
 
     def matrix(self, published: str) -> Matrix:
         """One matrix (O, I) as stored, its scales in float32; float16 is widened to float32."""
         if published not in self.stored:
             return self._int4(published)
-        data, entry = self._raw(published), self.stored[published]
+        data, entry = self.raw(published), self.stored[published]
         shape = (entry.shape[0], entry.shape[1])
         match entry.dtype:
             case "BF16":
                 return Matrix("bf16", shape, data)
             case "I8":
-                scale = self._raw(published + integers.SCALE).float()
+                scale = self.raw(published + integers.SCALE).float()
                 return Matrix("int8", shape, data, scale, (1, shape[1]))
             case "F8_E4M3":
-                scale = self._raw(published + names.SCALE).float()
+                scale = self.raw(published + names.SCALE).float()
                 return Matrix("fp8", shape, data, scale, self.block)
         return Matrix("f32", shape, data.float())
 
     def _int4(self, published: str) -> Matrix:
-        rows, columns = self._raw(published + integers.SHAPE).tolist()
+        rows, columns = self.raw(published + integers.SHAPE).tolist()
         packed = self.stored[published + integers.PACKED]
         if packed.shape != integers.packed_shape((rows, columns)):
             raise CheckpointError(
                 f"{packed.path}: {published + integers.SHAPE} is {rows} by {columns}, but "
                 f"{published + integers.PACKED} is {packed.shape}; convert or copy it again"
             )
-        data = self._raw(published + integers.PACKED).view(torch.uint8)
-        scale = self._raw(published + integers.SCALE).float()
+        data = self.raw(published + integers.PACKED).view(torch.uint8)
+        scale = self.raw(published + integers.SCALE).float()
         return Matrix("int4", (rows, columns), data, scale, (1, self.group))
 
-    def _raw(self, published: str) -> Tensor:
+    def raw(self, published: str) -> Tensor:
+        """One stored tensor under its own name."""
         path = self.stored[published].path
         if path not in self.open:
             self.open[path] = _open(path)

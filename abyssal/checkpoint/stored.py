@@ -31,16 +31,16 @@ class Matrix(NamedTuple):
     scale: Tensor | None = None
     block: tuple[int, int] = (1, 1)  # rows and columns that share a scale
 
-    def dequantize(self) -> Tensor:
-        """The matrix (O, I): bfloat16, but float32 stays so."""
+    def dequantize(self, dtype: torch.dtype = torch.bfloat16) -> Tensor:
+        """The matrix (O, I): what is quantized in `dtype`, all else as it is."""
         if self.scale is None:
             return self.data
         match self.kind:
             case "fp8":
-                return fp8.dequantize(self.data, self.scale, self.block)
+                return fp8.dequantize(self.data, self.scale, self.block, dtype)
             case "int8":
-                return integers.dequantize_int8(self.data, self.scale).to(torch.bfloat16)
+                return integers.dequantize_int8(self.data, self.scale).to(dtype)
             case _:
                 numbers = integers.unpack(self.data.view(torch.int32), self.shape[1])
                 whole = integers.dequantize_int4(numbers, self.scale, self.block[1])
-                return whole.to(torch.bfloat16)
+                return whole.to(dtype)

@@ -73,7 +73,7 @@ def check(folder: str | Path, config: ModelConfig, shapes: Mapping[str, torch.Si
     """
     opened = shards.opened(Path(folder))
     wanted = {name: names.parts(name, shape, config) for name, shape in shapes.items()}
-    _refuse_misfits(Path(folder), wanted, opened, names.copies(config))
+    _refuse_misfits(Path(folder), misfits(opened, wanted, names.copies(config)))
     return opened
 
 
@@ -84,42 +84,48 @@ class _Expected(NamedTuple):
     dtypes: Collection[str]
 
 
-def _refuse_misfits(
-    folder: Path,
-    wanted: Mapping[str, Sequence[names.Part]],
-    opened: Shards,
-    copies: Mapping[str, str],
-) -> None:
-    """Raise one error that names all tensors missing, surplus, misshapen or of a foreign type."""
+class Misfit(NamedTuple):
+    """A stored tensor that is not as config.json wants it."""
+
+    kind: str  # missing, surplus, of another shape or type
+    name: str
+    text: str  # name, what it is, what was expected
+
+
+def misfits(
+    opened: Shards, parts: Mapping[str, Sequence[names.Part]], copies: Mapping[str, str]
+) -> list[Misfit]:
+    """All tensors missing, surplus, misshapen or of a foreign type, in this order."""
     stored = opened.stored
-    plain = {part.published: part.shape for parts in wanted.values() for part in parts}
+    plain = {part.published: part.shape for each in parts.values() for part in each}
     plain |= {copy: plain[copies[copy]] for copy in copies if copy in opened}
-    expected = {
-        name: tensor
-        for published, shape in plain.items()
-        for name, tensor in _as_stored(published, shape, opened).items()
-    }
-    present = {name: tensor for name, tensor in expected.items() if name in stored}
+    expected: dict[str, _Expected] = {}
+    for published, shape in plain.items():
+        expected |= _as_stored(published, shape, opened)
+    present = {name: expected[name] for name in expected if name in stored}
+    missing = [Misfit("missing", name, name) for name in expected if name not in stored]
+    surplus = [Misfit("surplus", name, name) for name in stored if name not in expected]
+    shapes = {name: (stored[name].shape, present[name].shape) for name in present}
     misshapen = [
-        f"{name} is {_times(stored[name].shape)}, expected {_times(tensor.shape)}"
-        for name, tensor in present.items()
-        if stored[name].shape != tensor.shape
+        Misfit("of another shape", name, f"{name} is {_times(is_)}, expected {_times(wanted)}")
+        for name, (is_, wanted) in shapes.items()
+        if is_ != wanted
     ]
-    foreign = [
-        f"{name} is {stored[name].dtype}"
-        for name, tensor in present.items()
-        if stored[name].dtype not in tensor.dtypes
-    ]
-    complaints = [
-        f"{len(found)} {kind}: {some(found)}"
-        for kind, found in (
-            ("missing", [name for name in expected if name not in stored]),
-            ("surplus", [name for name in stored if name not in expected]),
-            ("of another shape", misshapen),
-            (f"of a type not among {', '.join(FLOATS)}, {FP8}, {INT8} (matrices only)", foreign),
-        )
-        if found
-    ]
+    types = {name: stored[name].dtype for name in present}
+    odd = [name for name in present if types[name] not in present[name].dtypes]
+    foreign = [Misfit(_FOREIGN, name, f"{name} is {types[name]}") for name in odd]
+    return missing + surplus + misshapen + foreign
+
+
+_FOREIGN = f"of a type not among {', '.join(FLOATS)}, {FP8}, {INT8} (matrices only)"
+
+
+def _refuse_misfits(folder: Path, found: Sequence[Misfit]) -> None:
+    """Raise one error that names them all."""
+    kinds: dict[str, list[str]] = {}
+    for misfit in found:
+        kinds.setdefault(misfit.kind, []).append(misfit.text)
+    complaints = [f"{len(texts)} {kind}: {some(texts)}" for kind, texts in kinds.items()]
     if complaints:
         raise CheckpointError(
             f"{folder}: tensors do not fit config.json; {'; '.join(complaints)}. "

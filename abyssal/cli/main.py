@@ -17,6 +17,7 @@ from abyssal.cli import (
     console,
     convert,
     evaluate,
+    folder,
     measure,
     needle,
     sample,
@@ -30,7 +31,7 @@ from abyssal.errors import AbyssalError
 PANELS: dict[str, Iterable[Verb]] = {
     "Build": (*build.VERBS, *sample.VERBS, *convert.VERBS),
     "Use": (*talk.VERBS, *use.VERBS, *service.VERBS),
-    "Measure": (*evaluate.VERBS, *needle.VERBS, *measure.VERBS, *speed.VERBS),
+    "Measure": (*evaluate.VERBS, *needle.VERBS, *folder.VERBS, *measure.VERBS, *speed.VERBS),
 }
 
 

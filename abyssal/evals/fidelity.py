@@ -25,6 +25,7 @@ from abyssal.checkpoint.shards import Shards
 from abyssal.config import ModelConfig
 from abyssal.data import corpus
 from abyssal.data.documents import DropReport, read_documents
+from abyssal.engine.memory import free_bytes
 from abyssal.errors import DataError
 from abyssal.evals.harness import bits_per_byte
 from abyssal.kernels.swiglu import swiglu
@@ -35,6 +36,7 @@ from abyssal.tokenizer.bpe import Tokenizer
 TEXT_BYTES = 100_000  # of text are enough for differences of 0.001 bits per byte
 TOKENS = 512  # to record what reaches each matrix
 _SMALL_BYTES = 2**30  # models below are measured in float32
+_BESIDE = 1.25  # what a pass needs beside the weights
 _CHANCE = 0.98  # of the bits that a blind guess among all tokens costs
 
 
@@ -86,6 +88,23 @@ def _documents(path: str | Path | None) -> Iterable[str]:
     if path is None:
         return corpus.stories("valid")
     return (document.text for document in read_documents(path, DropReport()))
+
+
+def too_large(folder: str | Path) -> str | None:
+    """Why the model of a folder cannot be measured on this machine; None if it fits."""
+    opened = shards.opened(Path(folder))
+    needed = sum(
+        math.prod(opened.shape(name)) * opened.dtype(name).itemsize for name in opened.weights()
+    )
+    if needed < _SMALL_BYTES:
+        needed *= 2  # measured in float32
+    needed, free = round(needed * _BESIDE), free_bytes(torch.device("cpu"))
+    if needed <= free:
+        return None
+    return (
+        f"measuring takes {needed / 1e9:.1f} GB of memory and {free / 1e9:.1f} GB are free; "
+        "measure both folders on a larger machine with `abyssal eval`"
+    )
 
 
 def measure(source: str | Path, converted: str | Path, texts: Sequence[str]) -> Fidelity:
@@ -174,7 +193,7 @@ def _batch(tokenizer: Tokenizer, texts: Sequence[str], config: ModelConfig) -> B
 def _worst(source: Path, converted: Path, inputs: dict[str, Tensor]) -> tuple[MatrixError, ...]:
     """All matrices that changed, those whose output suffers most first, then by weight."""
     before, after = shards.opened(source), shards.opened(converted)
-    changed = [n for n, e in before.stored.items() if len(e.shape) == 2 and _coded(after, n)]
+    changed = [n for n in before.weights() if len(before.shape(n)) == 2 and _coded(after, n)]
     known = _by_published_name(ModelConfig.load(source), inputs)
     errors = [_error(name, before, after, known.get(name)) for name in changed]
     return tuple(sorted(errors, key=_badness, reverse=True))

@@ -1,1 +1,1 @@
-"""Models in fewer bits: what a weight becomes, and whole folders of them."""
+"""Models in fewer bits: what a weight becomes; folders in other formats, and looked into."""

@@ -1,14 +1,15 @@
-"""What a weight-only folder stores: which matrices, in how many bits, and what config.json says.
+"""What a folder stores in each format: which tensors, in how many bits, and what config.json says.
 
+    bf16   as released, multiplied out: all but the gate biases, which the release has in float32
+    fp32   everything
     fp8    the released format: all projections of blocks in blocks of 128 by 128
     int8   compressed-tensors, W8A8: the same but kv_b_proj, and the head
     int4   compressed-tensors: the same in 4 bits in groups of 64, the head in 8
 
 kv_b_proj stays as it is in int8 and int4: attention over a cache of latents reads it as two stacks
-of small matrices. Embedding, norms, gates and eh_proj of MTP modules stay in all three.
+of small matrices. Embedding, norms, gates and eh_proj of MTP modules stay in these three.
 """
 
-import math
 import re
 from collections.abc import Sequence
 from typing import Literal
@@ -17,9 +18,12 @@ import torch
 from torch import Tensor
 
 from abyssal.checkpoint import fp8, integers, names
+from abyssal.checkpoint.shard_file import NAMES, Entry
 from abyssal.quant import weight_only
 
-Format = Literal["fp8", "int8", "int4"]
+Format = Literal["bf16", "fp32", "fp8", "int8", "int4"]
+
+PLAIN = {"bf16": torch.bfloat16, "fp32": torch.float32}
 
 _PROJECTION = re.compile(
     r"\.(q_proj|q_a_proj|q_b_proj|kv_a_proj_with_mqa|kv_b_proj|o_proj|gate_proj|up_proj|down_proj)"
@@ -33,6 +37,8 @@ _KEPT = [r"re:.*kv_b_proj$", r"re:.*mlp\.gate$", r"re:.*eh_proj$"]
 
 def kind_of(published: str, to: Format) -> Format | None:
     """What a published tensor becomes in a folder of that format; None if it stays as it is."""
+    if to in PLAIN:
+        return None if to == "bf16" and published.endswith("_bias") else to
     if _HEAD.search(published):
         return None if to == "fp8" else "int8"
     if not _PROJECTION.search(published) or (to != "fp8" and "kv_b_proj" in published):
@@ -41,8 +47,10 @@ def kind_of(published: str, to: Format) -> Format | None:
 
 
 def encode(published: str, weight: Tensor, kind: Format) -> dict[str, Tensor]:
-    """The tensors that stand for a weight (O, I), by name."""
+    """The tensors that stand for a weight, a matrix (O, I) where it is quantized, by name."""
     match kind:
+        case "bf16" | "fp32":
+            return {published: weight.to(PLAIN[kind])}
         case "fp8":
             numbers, scale = weight_only.quantize_fp8(weight)
             return {published: numbers, published + names.SCALE: scale}
@@ -58,20 +66,30 @@ def encode(published: str, weight: Tensor, kind: Format) -> dict[str, Tensor]:
             }
 
 
-def num_bytes(shape: Sequence[int], kind: Format) -> int:
-    """The size of what `encode` makes of a weight of that shape."""
+def stored_as(published: str, shape: Sequence[int], kind: Format) -> dict[str, Entry]:
+    """What `encode` makes of a weight of that shape, before it is made."""
+    whole = tuple(shape)
     match kind:
+        case "bf16" | "fp32":
+            return {published: Entry(NAMES[PLAIN[kind]], whole)}
         case "fp8":
-            return math.prod(shape) + 4 * math.prod(fp8.scale_shape(shape))
+            scale = Entry("F32", fp8.scale_shape(shape))
+            return {published: Entry("F8_E4M3", whole), published + names.SCALE: scale}
         case "int8":
-            return math.prod(shape) + 4 * shape[0]
+            scale = Entry("F32", (shape[0], 1))
+            return {published: Entry("I8", whole), published + integers.SCALE: scale}
         case "int4":
-            packed, scales = integers.packed_shape(shape), integers.group_shape(shape)
-            return 4 * math.prod(packed) + 2 * math.prod(scales) + 16
+            return {
+                published + integers.PACKED: Entry("I32", integers.packed_shape(shape)),
+                published + integers.SCALE: Entry("BF16", integers.group_shape(shape)),
+                published + integers.SHAPE: Entry("I64", (2,)),
+            }
 
 
-def quantization_config(to: Format) -> dict[str, object]:
-    """The block of that name in config.json."""
+def quantization_config(to: Format) -> dict[str, object] | None:
+    """The block of that name in config.json; None if there is none."""
+    if to in PLAIN:
+        return None
     if to == "fp8":
         return {
             "activation_scheme": "dynamic",

@@ -69,13 +69,30 @@ def quantize_int4(weight: Tensor, group: int = GROUP) -> Quantized:
 
 def quantize_fp8(weight: Tensor, block: tuple[int, int] = fp8.BLOCK) -> Quantized:
     """weight (O, I) -> float8_e4m3fn (O, I) and float32 scales of its blocks."""
-    down, across = fp8.scale_shape(weight.shape, block)
-    scale = torch.empty(down, across)
+    scale = scale_fp8(weight, block)
+    return Quantized(encode_fp8(weight, scale, block), scale)
+
+
+def scale_fp8(
+    weight: Tensor, block: tuple[int, int] = fp8.BLOCK, *, power_of_two: bool = False
+) -> Tensor:
+    """weight (O, I) -> float32 scales of its blocks: the largest number of a block is 448.
+
+    With `power_of_two`, as V3.1 has them (``scale_fmt`` "ue8m0"): the next one above.
+    """
+    rows = weight.split(block[0])  # one row of blocks in float32 at a time
+    amax = [_filled(part.float(), block[1]).abs().amax((0, 2)) for part in rows]
+    return float8.scale_of(torch.stack(amax), power_of_two=power_of_two)
+
+
+def encode_fp8(weight: Tensor, scale: Tensor, block: tuple[int, int] = fp8.BLOCK) -> Tensor:
+    """weight (O, I) in given scales of its blocks -> float8_e4m3fn (O, I)."""
     numbers = torch.empty(weight.shape, dtype=torch.float8_e4m3fn)
-    for i, rows in enumerate(weight.split(block[0])):  # one row of blocks in float32 at a time
-        found = float8.quantize(rows, block)
-        numbers[i * block[0] :][: len(rows)], scale[i : i + 1] = found
-    return Quantized(numbers, scale)
+    for i, rows in enumerate(weight.split(block[0])):
+        filled = _filled(rows.float(), block[1])  # (rows, across, columns of a block)
+        found = float8.encode(filled, _nonzero(scale[i].float())[:, None]).flatten(1)
+        numbers[i * block[0] :][: len(rows)] = found[:, : weight.shape[1]]
+    return numbers
 
 
 def linear_w8a8(x: Tensor, numbers: Tensor, scale: Tensor) -> Tensor:

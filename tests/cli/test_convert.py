@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import signal
 
 import pytest
 
@@ -127,14 +128,20 @@ def test_mistakes_are_one_line_and_exit_code_2(abyssal_command, folder, tmp_path
     config["quantization_config"] = {"quant_method": "awq"}
     (unknown / "config.json").write_text(json.dumps(config))
     for words, complaint in [
-        ((folder, out), "no format given; expected one of --int8, --int4, --fp8"),
-        ((folder, out, "--int8", "--fp8"), "--int8 and --fp8 given; expected one of"),
+        ((folder, out), "no format given; expected one of --bf16, --fp32"),
+        ((folder, out, "--int8", "--fp8"), "--fp8 and --int8 given; expected one of"),
         ((tmp_path / "nowhere", out, "--int8"), "nowhere: no such folder"),
         ((folder, tmp_path / "there", "--int8"), "there exists already"),
         ((folder, out, "--int8", "--no-check", "--text", text), "leave out --no-check"),
         ((folder, out, "--int8", "--no-check", "--max-loss", "1"), "leave out --no-check"),
         ((folder, out, "--int8", "--text", tmp_path / "no.txt"), "no.txt"),
-        ((quantized, out, "--int4"), "quantized is quantized already"),
+        ((folder, out, "--bf16", "--max-loss", "1"), "belong to what is measured: --fp8"),
+        ((folder, out, "--gguf", "--shard-size", "1GB"), "--gguf writes one file"),
+        ((folder, out, "--shard-size", "0"), "--shard-size 0 given"),
+        ((folder, out, "--shard-size", "much"), "'much' is no amount of memory"),
+        ((folder, out, "--fp32"), "is in fp32 already"),
+        ((folder, out, "--gguf", "--gguf-type", "q8_0"), "take --gguf-type bf16"),
+        ((quantized, out, "--int4"), "quantized is quantized already (int8)"),
         ((unknown, out, "--int4"), "quant_method='awq', expected fp8 or compressed-tensors"),
     ]:
         ran = abyssal_command("convert", *map(str, words))
@@ -142,3 +149,55 @@ def test_mistakes_are_one_line_and_exit_code_2(abyssal_command, folder, tmp_path
         assert complaint in ran.err
         assert len(ran.err.splitlines()) == 1
         assert not out.exists()
+
+
+def test_a_model_larger_than_memory_is_converted_and_not_measured(
+    abyssal_command, folder, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(fidelity, "free_bytes", lambda device: 1000)
+    ran = abyssal_command("convert", folder, str(tmp_path / "out"), "--int8", "--json")
+    assert ran.code == 0, ran.err
+    assert "what it costs will not be measured" in ran.err
+    assert "0.0 GB are free" in ran.err
+    assert "loss" not in json.loads(ran.out)
+    ran = abyssal_command("convert", folder, str(tmp_path / "b"), "--int8", "--max-loss", "1")
+    assert ran.code == 2
+    assert "cannot be obeyed" in ran.err
+    assert not (tmp_path / "b").exists()
+
+
+def test_there_and_back_in_other_shards_and_out_to_gguf(abyssal_command, folder, tmp_path):
+    steps = [
+        (folder, "fp8", "--fp8", "--no-check"),
+        (tmp_path / "fp8", "fp32", "--fp32", "--shard-size", "10kB"),
+        (tmp_path / "fp32", "again", "--fp8", "--no-check"),
+        (tmp_path / "fp32", "one", "--shard-size", "1GB"),
+        (tmp_path / "one", "model.gguf", "--gguf"),
+    ]
+    for source, out, *words in steps:
+        ran = abyssal_command("convert", str(source), str(tmp_path / out), *words, "--json")
+        assert ran.code == 0, ran.err
+        said = json.loads(ran.out)
+    assert (said["type"], said["mtp_modules"]) == ("bf16", 0)
+    assert len(list((tmp_path / "fp32").glob("model-*"))) > 1
+    (first,), (last,) = ((tmp_path / name).glob("model-*") for name in ("fp8", "again"))
+    assert first.read_bytes() == last.read_bytes()
+
+
+def test_a_signal_ends_it_between_two_tensors_and_the_same_command_goes_on(
+    abyssal_command, folder, tmp_path, text, monkeypatch
+):
+    def measure(source, draft, texts):
+        os.kill(os.getpid(), signal.SIGINT)
+        return Fidelity(before=1.0, after=1.0, unmeasured=None, matrices=())
+
+    monkeypatch.setattr(fidelity, "measure", measure)
+    words = ("convert", folder, str(tmp_path / "out"), "--int8", "--text", text, "--json")
+    ran = abyssal_command(*words)
+    assert ran.code == 128 + signal.SIGINT
+    assert "run the same command to go on" in ran.err
+    assert not (tmp_path / "out").exists()
+    ran = abyssal_command(*words[:-3], "--no-check", "--json")
+    assert ran.code == 0, ran.err
+    said = json.loads(ran.out)
+    assert said["shards_taken_over"] == said["shards"] == 1

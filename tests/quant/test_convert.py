@@ -11,7 +11,7 @@ from abyssal.batch import Batch
 from abyssal.checkpoint import files, fp8, integers, shards
 from abyssal.errors import CheckpointError
 from abyssal.model.transformer import DeepSeekV3
-from abyssal.quant import formats, weight_only
+from abyssal.quant import formats, round_trip, weight_only
 from abyssal.quant.convert import convert
 
 FORMATS = ["int8", "int4", "fp8"]
@@ -178,8 +178,9 @@ def test_shards_are_as_large_as_was_planned_and_the_index_knows_them(
     heard = []
     made = convert(
         source, tmp_path / "out", to, max_shard_bytes=max_shard_bytes,
-        progress=lambda done, total: heard.append((done, total)),
+        progress=lambda done, total, what: heard.append((done, total, what)),
     )  # fmt: skip
+    heard = [(done, total) for done, total, what in heard if not what.startswith("comparing")]
     index = json.loads((made.folder / shards.INDEX).read_text())
     sizes = []
     for path in made.folder.glob("*.safetensors"):
@@ -231,9 +232,9 @@ def test_a_folder_that_is_not_approved_does_not_appear(source, tmp_path):
     def approve(draft):
         seen.append(DeepSeekV3.load(draft))
         assert not (tmp_path / "out").exists()
-        raise KeyboardInterrupt
+        raise RuntimeError
 
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(RuntimeError):
         convert(source, tmp_path / "out", "int4", approve=approve)
     assert seen
     assert nothing_was_left(tmp_path)
@@ -257,20 +258,28 @@ def test_a_folder_that_came_meanwhile_is_not_touched_either(source, tmp_path):
     with pytest.raises(CheckpointError, match="cannot be written"):
         convert(source, tmp_path / "out", "int8", approve=approve)
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["mine"]
-    assert {path.name for path in tmp_path.iterdir()} == {"source", "out"}
+    (tmp_path / "out" / "mine").unlink()
+    (tmp_path / "out").rmdir()
+    made = convert(source, tmp_path / "out", "int8")
+    assert made.shards_taken_over == made.shards == 1  # nothing was lost
 
 
-@pytest.mark.parametrize("first", FORMATS)
-def test_what_is_quantized_already_is_refused(source, tmp_path, first):
+@pytest.mark.parametrize("first", ["int8", "int4"])
+@pytest.mark.parametrize("to", FORMATS)
+def test_what_was_rounded_to_integers_is_not_rounded_again(source, tmp_path, first, to):
     convert(source, tmp_path / "once", first)
-    with pytest.raises(CheckpointError, match="quantized already"):
-        convert(tmp_path / "once", tmp_path / "twice", "int8")
-    config = json.loads((tmp_path / "once" / "config.json").read_text())
-    del config["quantization_config"]
-    (tmp_path / "once" / "config.json").write_text(json.dumps(config))
-    with pytest.raises(CheckpointError, match="holds quantized weights"):
-        convert(tmp_path / "once", tmp_path / "twice", "int8")
+    with pytest.raises(CheckpointError, match=r"once is quantized already .* would lose twice"):
+        convert(tmp_path / "once", tmp_path / "twice", to)
     assert not (tmp_path / "twice").exists()
+
+
+@pytest.mark.parametrize("to", ["fp8", "bf16"])
+def test_a_folder_that_is_in_the_format_already_is_not_copied(source, tmp_path, to):
+    if to == "fp8":
+        source = convert(source, tmp_path / "fp8", "fp8").folder
+    with pytest.raises(CheckpointError, match=f"is in {to} already; nothing to convert"):
+        convert(source, tmp_path / "out", to)
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf])
@@ -291,3 +300,172 @@ def test_a_broken_source_is_refused_before_anything_is_written(source, tmp_path)
     with pytest.raises(CheckpointError, match="not a whole safetensors file"):
         convert(source, tmp_path / "out", "int8")
     assert nothing_was_left(tmp_path)
+
+
+# From any format to any other
+
+
+@pytest.mark.parametrize("to", ["bf16", "fp32"])
+@pytest.mark.parametrize("first", FORMATS)
+def test_what_is_quantized_is_multiplied_out(source, tmp_path, first, to):
+    convert(source, tmp_path / "once", first)
+    made = convert(tmp_path / "once", tmp_path / "out", to)
+    expected, found = shards.opened(tmp_path / "once"), shards.opened(made.folder)
+    dtype = formats.PLAIN[to]
+    assert found.weights().keys() == tensors_of(source).keys()
+    for name in found.weights():
+        whole = expected.raw(name) if expected.precision(name) in ("bf16", "fp32") else (
+            expected.matrix(name).dequantize(dtype))  # fmt: skip
+        keeps = name.endswith("_bias") and to == "bf16"
+        assert torch.equal(found.raw(name), whole if keeps else whole.to(dtype)), name
+    config = json.loads((made.folder / "config.json").read_text())
+    assert "quantization_config" not in config
+    assert config["dtype"] == config["torch_dtype"] == str(dtype).removeprefix("torch.")
+    assert DeepSeekV3.load(made.folder).lm_head.weight.dtype == dtype
+
+
+@pytest.mark.parametrize("to", ["int8", "int4"])
+def test_integers_of_fp8_are_those_of_what_fp8_stands_for(source, tmp_path, to):
+    convert(source, tmp_path / "fp8", "fp8")
+    convert(tmp_path / "fp8", tmp_path / "out", to)
+    name = "model.layers.1.mlp.experts.2.up_proj.weight"
+    whole = shards.opened(tmp_path / "fp8").matrix(name).dequantize(torch.float32)
+    numbers, scale = getattr(weight_only, f"quantize_{to}")(whole)
+    matrix = shards.opened(tmp_path / "out").matrix(name)
+    numbers = integers.pack(numbers) if to == "int4" else numbers
+    assert torch.equal(matrix.data.view(torch.uint8), numbers.view(torch.uint8))
+    assert torch.equal(matrix.scale, scale.float())
+    kept = shards.opened(tmp_path / "out").stored["model.layers.1.self_attn.kv_b_proj.weight"]
+    assert kept.dtype == "BF16"
+    DeepSeekV3.load(tmp_path / "out")
+
+
+@pytest.mark.parametrize("between", ["bf16", "fp32"])
+def test_fp8_comes_back_byte_by_byte(source, tmp_path, between):
+    convert(source, tmp_path / "fp8", "fp8")
+    config = json.loads((tmp_path / "fp8" / "config.json").read_text())
+    config["quantization_config"]["scale_fmt"] = "ue8m0"  # comes back too
+    (tmp_path / "fp8" / "config.json").write_text(json.dumps(config))
+    convert(tmp_path / "fp8", tmp_path / "plain", between, max_shard_bytes=30_000)
+    convert(tmp_path / "plain", tmp_path / "merged", None, max_shard_bytes=5e9)
+    convert(tmp_path / "merged", tmp_path / "again", "fp8")
+    before, after = tensors_of(tmp_path / "fp8"), tensors_of(tmp_path / "again")
+    assert before.keys() == after.keys()
+    for name, tensor in before.items():
+        assert torch.equal(tensor.view(torch.uint8), after[name].to(tensor.dtype).view(torch.uint8))
+    said = json.loads((tmp_path / "again" / "config.json").read_text())
+    assert said["quantization_config"] == config["quantization_config"]
+    assert not (tmp_path / "again" / round_trip.FILE).exists()
+
+
+def test_weights_that_were_changed_since_are_quantized_anew(source, tmp_path):
+    convert(source, tmp_path / "fp8", "fp8")
+    convert(tmp_path / "fp8", tmp_path / "plain", "bf16")
+    name = "model.layers.0.mlp.up_proj.weight"  # 150 by 70: two blocks
+    path = next(p for p in (tmp_path / "plain").glob("model-*") if name in load_file(p))
+    tensors = load_file(path)
+    tensors[name][140, 3] *= 1.01
+    save_file(tensors, path)
+    convert(tmp_path / "plain", tmp_path / "again", "fp8")
+    before, after = tensors_of(tmp_path / "fp8"), tensors_of(tmp_path / "again")
+    anew = weight_only.quantize_fp8(tensors[name])
+    assert torch.equal(after[name][:128].view(torch.uint8), before[name][:128].view(torch.uint8))
+    assert torch.equal(after[name][128:].view(torch.uint8), anew.numbers[128:].view(torch.uint8))
+    assert after[f"{name}_scale_inv"][1] == anew.scale[1]
+
+
+@pytest.mark.parametrize("to", [None, "fp8"])
+def test_other_shards_hold_the_same_tensors(source, tmp_path, to):
+    folder = convert(source, tmp_path / "fp8", to).folder if to else source
+    split = convert(folder, tmp_path / "split", None, max_shard_bytes=20_000)
+    merged = convert(split.folder, tmp_path / "merged", None, max_shard_bytes=5e9)
+    assert split.shards > 3
+    assert (merged.shards, merged.matrices) == (1, 0)
+    before = tensors_of(folder)
+    for made in (split, merged):
+        after = tensors_of(made.folder)
+        assert after.keys() == before.keys()
+        assert all(same_bits(after[name], tensor) for name, tensor in before.items())
+        assert (made.folder / "config.json").read_text() == (
+            files_of(folder)["config.json"].read_text()
+        )
+
+
+def same_bits(one, other):
+    return one.dtype == other.dtype and torch.equal(one.view(torch.uint8), other.view(torch.uint8))
+
+
+def files_of(folder):
+    return {path.name: path for path in folder.iterdir()}
+
+
+# Stopped and gone on with
+
+
+def test_a_stopped_run_goes_on_and_ends_with_the_same_bytes(source, tmp_path):
+    whole = convert(source, tmp_path / "whole", "int8", max_shard_bytes=20_000)
+    stops = 0
+    while True:
+        allowed = iter(range(20))
+
+        def stop(done, total, what, allowed=allowed):
+            if "already" not in what and next(allowed, None) is None:
+                raise KeyboardInterrupt
+
+        try:
+            made = convert(source, tmp_path / "out", "int8", max_shard_bytes=20_000, progress=stop)
+            break
+        except KeyboardInterrupt:
+            stops += 1
+            assert not (tmp_path / "out").exists()
+    assert stops > 2
+    assert made.shards_taken_over > 0
+    assert files_of(made.folder).keys() == files_of(whole.folder).keys()
+    for name, path in files_of(whole.folder).items():
+        assert (made.folder / name).read_bytes() == path.read_bytes(), name
+    assert {path.name for path in tmp_path.iterdir()} == {"source", "whole", "out"}
+
+
+@pytest.fixture
+def stopped(source, tmp_path):
+    """A source and the draft of a folder of it, stopped before the end."""
+
+    def approve(draft):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        convert(source, tmp_path / "out", "int8", max_shard_bytes=20_000, approve=approve)
+    return source, tmp_path / ".out.writing"
+
+
+def test_a_shard_that_is_not_as_it_was_written_is_made_again(stopped, tmp_path):
+    source, draft = stopped
+    broken, gone, *_ = sorted(draft.glob("*.safetensors"))
+    whole = broken.read_bytes()
+    broken.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    gone.unlink()
+    made = convert(source, tmp_path / "out", "int8", max_shard_bytes=20_000)
+    assert made.shards_taken_over == made.shards - 2
+    assert (made.folder / broken.name).read_bytes() == whole
+    assert not files.verify(made.folder)
+
+
+def test_unfinished_work_of_another_kind_is_not_touched(stopped, tmp_path):
+    source, draft = stopped
+    before = {path.name: path.read_bytes() for path in draft.iterdir()}
+    complaint = r"unfinished work of another kind: .* to int8, .* files written"
+    with pytest.raises(CheckpointError, match=complaint):
+        convert(source, tmp_path / "out", "int4", max_shard_bytes=20_000)
+    changed = source / "config.json"
+    changed.write_text(changed.read_text() + " ")
+    with pytest.raises(CheckpointError, match="unfinished work of another kind"):
+        convert(source, tmp_path / "out", "int8", max_shard_bytes=20_000)
+    assert {path.name: path.read_bytes() for path in draft.iterdir()} == before
+
+
+def test_one_process_writes_a_folder_at_a_time(source, tmp_path):
+    def approve(draft):
+        with pytest.raises(CheckpointError, match="is being written by another process"):
+            convert(source, tmp_path / "out", "int8")
+
+    convert(source, tmp_path / "out", "int8", approve=approve)
