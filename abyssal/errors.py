@@ -35,3 +35,7 @@ class KernelError(AbyssalError):
 
 class SandboxError(AbyssalError):
     """A generated program that would have to run without being contained."""
+
+
+class ProcessError(AbyssalError):
+    """Another process of the same run that is gone."""

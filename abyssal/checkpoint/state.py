@@ -8,15 +8,15 @@ A run killed at any moment finds its newest whole state again. Nothing is pickle
 import logging
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from abyssal.checkpoint import files
+from abyssal.checkpoint.shard_file import NAMES, Entry, ShardFile
 from abyssal.errors import CheckpointError
 
 logger = logging.getLogger(__name__)
@@ -32,27 +32,40 @@ class State(NamedTuple):
     values: dict[str, object]  # as JSON knows them
 
 
+def as_it_is(name: str, tensor: Tensor) -> Tensor:
+    """The tensor itself."""
+    return tensor
+
+
 def save(
-    root: Path, step: int, tensors: Mapping[str, Tensor], values: Mapping[str, object], keep: int
+    root: Path,
+    step: int,
+    tensors: Mapping[str, Tensor],
+    values: Mapping[str, object],
+    keep: int,
+    fetch: Callable[[str, Tensor], Tensor] = as_it_is,
 ) -> None:
     """Publish the state of `step` under `root`, and keep those of the `keep` - 1 steps before it.
 
     A second state of the same step stands beside the first until it is whole. States of later steps
-    go: the run turned back from there.
+    go: the run turned back from there. Each tensor is written as `fetch` gives it, which may have
+    to bring it from elsewhere, and then let go.
 
     Raises:
         CheckpointError: the disk does not take it; what was saved before is untouched.
     """
 
     def fill(draft: Path) -> None:
-        whole = {name: tensor.contiguous() for name, tensor in tensors.items()}
-        save_file(whole, draft / "state.safetensors")
+        entries = {n: Entry(NAMES[t.dtype], tuple(t.shape)) for n, t in tensors.items()}
+        with ShardFile(draft / "state.safetensors", entries) as file:
+            for name, tensor in tensors.items():
+                file.put(name, fetch(name, tensor).cpu())
         files.dump(draft / "state.json", values)
 
     folder = _free(root, step)
     try:
         files.publish_folder(folder, fill)
-    except (OSError, SafetensorError) as problem:
+    except OSError as problem:
         raise CheckpointError(
             f"{folder}: cannot be written ({problem}); make room and run the same command again"
         ) from problem

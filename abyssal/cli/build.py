@@ -1,5 +1,6 @@
 """Verbs that build: a tokenizer, shards, a model, and the whole path in one go."""
 
+import logging
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -133,7 +134,7 @@ def train(
     _settle_threads()
     from abyssal.errors import ConfigError
     from abyssal.train.reinforcement import Reinforcement
-    from abyssal.train.training import begin
+    from abyssal.train.training import Training, begin
 
     run = begin(recipe, overrides or ())
     if dry_run and not isinstance(run, Reinforcement):
@@ -141,8 +142,13 @@ def train(
     if dry_run and isinstance(run, Reinforcement):
         reinforce.show_look(run, json)
         return
+    if isinstance(run, Training) and not run.ranks.is_first:
+        _accompany(run)
+        return
     last = _follow(run)
     done = {"folder": run.folder, "finished": run.is_done, "last_step": last}
+    if isinstance(run, Training):
+        done |= {"world": run.ranks.world, "peak_memory_bytes": run.peak_memory_bytes}
     if json:
         console.show_json(done)
     else:
@@ -194,8 +200,12 @@ def _settle_threads() -> None:
 
     Unbound, two threads may share a core; left spinning, they starve when another process is busy.
     A run that is told to take fewer threads is not alone: bound, all such runs would begin to
-    count at the same core.
+    count at the same core. Of several processes on a machine each takes its share, but torchrun
+    tells them to take one thread where nobody says otherwise.
     """
+    beside = os.environ.get("LOCAL_WORLD_SIZE", "1")
+    if beside != "1" and beside.isdecimal():
+        os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // int(beside))))
     if "OMP_NUM_THREADS" not in os.environ:
         os.environ.setdefault("OMP_PROC_BIND", "true")
         os.environ.setdefault("OMP_PLACES", "cores")
@@ -222,6 +232,15 @@ def _watch(run: "Training") -> "Step | None":
         console.note(f"stopped and saved in {run.folder}; run the same command to go on")
         raise typer.Exit(128 + run.stopped_by)
     return last
+
+
+def _accompany(run: "Training") -> None:
+    """Take the steps of a run of which another process tells: the first one."""
+    logging.disable(logging.WARNING)
+    for _ in run.steps():
+        pass
+    if run.stopped_by is not None:
+        raise typer.Exit(128 + run.stopped_by)
 
 
 def _figures(step: "Step") -> str:
@@ -258,6 +277,7 @@ VERBS = (
             "abyssal train tiny/base optim.lr=5e-3 tokens=2e6 out=out/try",
             "abyssal train my-recipe.toml --json",
             "abyssal train r1/zero --dry-run",
+            "torchrun --nproc-per-node 2 -m abyssal train tiny/base batch.micro_sequences=8",
         ),
     ),
 )

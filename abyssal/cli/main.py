@@ -3,6 +3,7 @@
 Exit codes: 0 done, 1 an evaluation or check failed, 2 the user can mend it, anything else is a bug.
 """
 
+import os
 import sys
 from collections.abc import Iterable
 from typing import Annotated
@@ -38,8 +39,18 @@ def main() -> None:
     try:
         build_app()(prog_name="abyssal")
     except AbyssalError as problem:
-        console.fail(problem)
+        if _speaks():
+            console.fail(problem)
         sys.exit(2)
+
+
+def _speaks() -> bool:
+    """Whether this process says what went wrong: one of several does, the first it happens to."""
+    if "WORLD_SIZE" not in os.environ:
+        return True
+    from abyssal.parallel.ranks import speaks_for_all
+
+    return speaks_for_all()
 
 
 def build_app() -> typer.Typer:

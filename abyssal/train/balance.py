@@ -16,12 +16,22 @@ import torch
 from torch import Tensor
 
 from abyssal.model.moe import Gate, Routing
+from abyssal.parallel.ranks import Ranks
 
 
 def expert_load(routings: Sequence[Routing]) -> Tensor:
     """Tokens routed to each expert (L, E) int64."""
     loads = [r.experts.flatten().bincount(minlength=r.affinity.shape[-1]) for r in routings]
     return torch.stack(loads)
+
+
+def whole_load(load: Tensor, ranks: Ranks) -> Tensor:
+    """The load (L, E) of a step over all ranks; one that computed nothing has (0, 0)."""
+    shape = max(ranks.everyone(list(load.shape)))
+    load = load if len(load) else load.new_zeros(shape)
+    if len(load):
+        ranks.sum(load)
+    return load
 
 
 @torch.no_grad()

@@ -18,6 +18,7 @@ from abyssal.data.encoding import encode, write_encoded
 from abyssal.data.requests import Requests
 from abyssal.engine.llm import LLM
 from abyssal.errors import DataError
+from abyssal.parallel.ranks import Ranks
 from abyssal.tokenizer.bpe import Tokenizer
 from abyssal.tokenizer.chat import Message
 from abyssal.train import worked
@@ -102,6 +103,7 @@ class Learned(NamedTuple):
 
 def prepare(folders: Folders) -> Iterator[str]:
     """Train the tokenizer and write the shards; says what it does next."""
+    Ranks.of_environment().check_alone("the demo, which runs stages that do not divide,")
     if not (folders.tokenizer / "tokenizer.json").is_file():
         yield f"training a tokenizer of {VOCAB_SIZE:,} words"
         Tokenizer.train(_texts_for_tokenizer(), VOCAB_SIZE).save(folders.tokenizer)

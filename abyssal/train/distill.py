@@ -100,6 +100,8 @@ class Distill(Tuning):
 
 def begin(run: Distill, tokenizer: Tokenizer, machine: Machine) -> Trainer:
     """The loop before its first step."""
+    if run.on_policy:
+        machine.ranks.check_alone(f"stage distill with on_policy={run.on_policy:g}")
     student = start(run, tokenizer, machine)
     student.mtp.requires_grad_(False)  # the teacher says nothing about tokens further ahead
     teacher = DeepSeekV3.load(run.teacher)

@@ -32,7 +32,7 @@ from abyssal.train.machine import Machine
 from abyssal.train.report import write_report
 
 _RECIPE, _DONE = "recipe.json", "done.json"
-_FREE = {"out", "keep", "save_every", "eval_every", "samples"}  # keys that decide no weight
+_FREE = {"out", "keep", "save_every", "eval_every", "samples", "zero"}  # keys that decide no weight
 
 
 class Placed(Protocol):
@@ -96,6 +96,7 @@ class RunFolder:
                 params_total=counts.params_total,
                 params_active=counts.params_active,
                 machine=machine.description,
+                world=machine.ranks.world,
                 time=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
             )
         )

@@ -18,6 +18,7 @@ class Start:
     params_total: int | None = None
     params_active: int | None = None  # what one token meets
     machine: str = ""
+    world: int = 1  # processes
     time: str = ""  # ISO 8601
 
 
@@ -167,4 +168,7 @@ class End:
     step: int
     tokens: int
     elapsed_s: float
-    peak_rss_bytes: int | None = None
+    peak_rss_bytes: int | None = None  # of the process that writes this
+    # Of the process that took most while training, on the device that trains.
+    peak_memory_bytes: int | None = None
+    world: int = 1  # processes

@@ -102,3 +102,16 @@ class Journal:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+class Unwritten(Journal):
+    """What a process writes to that is not the first of its run: nowhere."""
+
+    def __init__(self) -> None:
+        """Open nothing."""
+
+    def write(self, row: Row) -> None:
+        """Do nothing."""
+
+    def close(self) -> None:
+        """Nothing is open."""

@@ -18,6 +18,7 @@ from abyssal.batch import IGNORE, Batch
 from abyssal.kernels import cross_entropy as kernel
 from abyssal.model.moe import Routing
 from abyssal.model.transformer import Output
+from abyssal.parallel.ranks import Ranks
 from abyssal.train.logprobs import logprobs
 
 LOGITS_BYTES = 1 << 25  # of logits, formed at a time
@@ -61,6 +62,22 @@ def losses(
         scored = brought & (labels != IGNORE)
         figures[f"loss/{name}"] = (float(each[scored].double().sum()), float(scored.sum()))
     return Losses(main, ahead, balance_term(output, batch, top_k=top_k, wanted=balance), figures)
+
+
+def mean_losses(total: Tensor, figures: Mapping[str, Tensor], ranks: Ranks) -> Losses:
+    """What all ranks found, added up in their order: main, mtp and balance (3,), and figures (2,).
+
+    A figure that no row counts for is left out.
+    """
+    said = [total.tolist(), {name: figure.tolist() for name, figure in figures.items()}]
+    whole, sums = torch.zeros_like(total), dict[str, Tensor]()
+    for part, others in ranks.everyone(said):
+        whole += torch.tensor(part, dtype=total.dtype)
+        for name, figure in others.items():
+            sums[name] = sums.get(name, 0) + torch.tensor(figure, dtype=total.dtype)
+    pairs = {name: (figure[0].item(), figure[1].item()) for name, figure in sums.items()}
+    counted = {name: pair for name, pair in pairs.items() if pair[1]}
+    return Losses(whole[0], whole[1], whole[2], counted)
 
 
 def balance_term(output: Output, batch: Batch, *, top_k: int, wanted: bool) -> Tensor:

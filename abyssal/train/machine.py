@@ -3,10 +3,13 @@ denominator.
 """
 
 import ctypes
+import resource
 import time
 from typing import NamedTuple
 
 import torch
+
+from abyssal.parallel.ranks import ALONE, Ranks
 
 _SIZE = 1024  # rows and columns of the measured product
 _SIZE_GPU = 8192  # ... on a GPU, which is done with a smaller one before it has begun to hurry
@@ -21,13 +24,15 @@ class Machine(NamedTuple):
     threads: int
     peak_flops: float  # of one large BF16 or FP32 product, whichever is used: MFU's denominator
     dtype: torch.dtype  # of matrix products
+    ranks: Ranks = ALONE  # the processes that train together; peak_flops is of all of them
 
     @property
     def description(self) -> str:
         """One phrase for logs and reports."""
         kind = "CPU threads" if self.device.type == "cpu" else "CPU threads and a GPU"
         name = str(self.dtype).removeprefix("torch.")
-        return f"{self.threads} {kind}, {name} at {self.peak_flops / 1e9:,.0f} GFLOP/s"
+        each = "" if self.ranks.is_alone else f"{self.ranks.world} processes of "
+        return f"{each}{self.threads} {kind}, {name} at {self.peak_flops / 1e9:,.0f} GFLOP/s"
 
 
 def measure(precision: str = "auto") -> Machine:
@@ -40,6 +45,28 @@ def measure(precision: str = "auto") -> Machine:
     if precision == "auto":
         precision = "bfloat16" if rates["bfloat16"] > 1.5 * rates["float32"] else "float32"
     return Machine(device, torch.get_num_threads(), rates[precision], dtypes[precision])
+
+
+def together(machine: Machine, ranks: Ranks) -> Machine:
+    """The machines of all ranks as one: rank 0's precision, and what all of them do at once."""
+    if ranks.is_alone:
+        return machine
+    own = str(machine.dtype).removeprefix("torch.")
+    agreed = ranks.tell(own)
+    machine = machine if agreed == own else measure(agreed)
+    return machine._replace(peak_flops=sum(ranks.everyone(machine.peak_flops)), ranks=ranks)
+
+
+def peak_rss_bytes() -> int:
+    """The most memory this process had so far."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def peak_memory_bytes(machine: Machine) -> int:
+    """... on the device that trains; of the largest process."""
+    on_cpu = machine.device.type == "cpu"
+    mine = peak_rss_bytes() if on_cpu else torch.cuda.max_memory_allocated()
+    return int(max(machine.ranks.everyone(mine)))
 
 
 def keep_memory() -> None:

@@ -11,6 +11,7 @@ matrices (Jordan et al., 2024), orthogonalizing all matrices of one shape in one
 
 import math
 from collections import defaultdict
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -19,6 +20,8 @@ from torch import Tensor, nn
 
 from abyssal.errors import ConfigError
 from abyssal.kernels import adamw as kernel
+from abyssal.parallel import zero
+from abyssal.parallel.ranks import ALONE, Ranks
 from abyssal.train.schedule import Curve, Segment, value_at
 
 # Coefficients of five Newton-Schulz steps that push singular values towards 1 quickly (the fitted
@@ -81,19 +84,21 @@ class Optimizer:
     them.
     """
 
-    def __init__(self, model: nn.Module, optim: Optim):
-        self.optim = optim
+    def __init__(
+        self, model: nn.Module, optim: Optim, ranks: Ranks = ALONE, *, is_shared: bool = False
+    ):
+        """Where it is shared, masters and moments of each parameter live with one rank only."""
+        self.optim, self.ranks, self.is_shared = optim, ranks, is_shared and not ranks.is_alone
         self.parameters = {n: p for n, p in model.named_parameters() if p.requires_grad}
-        # A parameter already in float32 is its own master.
-        self.masters = {n: p.detach().float() for n, p in self.parameters.items()}
-        self.muon = {n for n in self.masters if optim.matrices == "muon" and _is_matrix(n, model)}
+        is_muon = optim.matrices == "muon"
+        self.muon = {n for n in self.parameters if is_muon and _is_matrix(n, model)}
         kind = torch.bfloat16 if optim.moments == "bfloat16" else torch.float32
+        self.owners = self._owners(kind.itemsize)
+        # A parameter already in float32 is its own master.
+        self.masters = {n: p.detach().float() for n, p in self.parameters.items() if self._has(n)}
         self.first = {n: torch.zeros_like(m, dtype=kind) for n, m in self.masters.items()}
-        self.second = {
-            n: torch.zeros_like(m, dtype=kind)
-            for n, m in self.masters.items()
-            if n not in self.muon
-        }
+        adamw = [n for n in self.masters if n not in self.muon]
+        self.second = {n: torch.zeros_like(self.first[n]) for n in adamw}
         self.steps = 0
         # As collected: of one micro-batch the tensor that came, of several a sum in float32.
         self._collected: dict[str, Tensor] = {}
@@ -116,13 +121,26 @@ class Optimizer:
             grad, parameter.grad = parameter.grad, None
             if name in self._collected:
                 if name not in self._sums:
-                    self._sums[name] = torch.empty_like(self.masters[name])
+                    self._sums[name] = torch.empty_like(parameter, dtype=torch.float32)
                 grad = kernel.add(self._collected[name], grad, self._sums[name])
             self._collected[name] = grad
 
+    def reduce(self) -> None:
+        """Add up what all ranks collected, in float32; each keeps what it will step with."""
+        if self.ranks.is_alone:
+            return
+        for owner, names in self._by_owner():
+            sums = {name: self._sum(name) for name in names}
+            zero.sum_all(self.ranks, list(sums.values()), owner)
+            for name in names:
+                if self._has(name):
+                    self._collected[name] = sums[name]
+                else:
+                    self._collected.pop(name, None)
+
     def clip(self) -> float:
         """Scale the gradients to at most clip_norm; the norm before, which may be inf or nan."""
-        norm = kernel.norm(list(self._collected.values())) * self._clipped
+        norm = self._norm() * self._clipped
         if math.isfinite(norm) and norm > self.optim.clip_norm:
             self._clipped *= self.optim.clip_norm / norm
         return norm
@@ -134,8 +152,11 @@ class Optimizer:
         for name in self.second:
             self._adamw(name, lr * self.optim.adamw_scale if self.muon else lr)
         self._muon(lr)
-        for name in self.muon:
+        for name in self.muon & self.masters.keys():
             self.parameters[name].copy_(self.masters[name])
+        for owner, names in self._by_owner():
+            if owner is not None:
+                zero.copy_all(self.ranks, [self.parameters[name].data for name in names], owner)
         self.clear()
 
     def clear(self) -> None:
@@ -144,18 +165,79 @@ class Optimizer:
         self._clipped = 1.0
 
     def state(self) -> dict[str, Tensor]:
-        """Everything that must survive a restart, by name."""
-        groups = {"masters": self.masters, "first": self.first, "second": self.second}
-        return {f"{group}.{name}": t for group, ts in groups.items() for name, t in ts.items()}
+        """Everything that must survive a restart, by name; what another rank keeps is on `meta`."""
+        kind = torch.bfloat16 if self.optim.moments == "bfloat16" else torch.float32
+        found = {}
+        for group, kept in self._groups().items():
+            for name, parameter in self.parameters.items():
+                if name in kept:
+                    found[f"{group}.{name}"] = kept[name]
+                elif group != "second" or name not in self.muon:
+                    dtype = torch.float32 if group == "masters" else kind
+                    absent = torch.empty(parameter.shape, dtype=dtype, device="meta")
+                    found[f"{group}.{name}"] = absent
+        return found
+
+    def fetch(self, key: str, tensor: Tensor) -> Tensor:
+        """A tensor of `state`, which rank 0 gets from its owner: all ranks ask for all in order."""
+        name = key.partition(".")[2]
+        if tensor.is_meta and self.ranks.is_first:
+            tensor = torch.empty_like(tensor, device=self.parameters[name].device)
+        self.ranks.bring(tensor, self.owners.get(name, 0))
+        return tensor
 
     @torch.no_grad()
     def restore(self, state: dict[str, Tensor], steps: int) -> None:
-        """Take back what `state` gave, and refresh the working copy."""
+        """Take back what `state` gave, of whichever ranks, and refresh the working copy."""
         self.steps = steps
-        for key, tensor in self.state().items():
-            tensor.copy_(state[key])
+        for group, kept in self._groups().items():
+            for name, tensor in kept.items():
+                tensor.copy_(state[f"{group}.{name}"])
         for name, parameter in self.parameters.items():
-            parameter.copy_(self.masters[name])
+            parameter.copy_(state[f"masters.{name}"])
+
+    def _groups(self) -> dict[str, dict[str, Tensor]]:  # by the names that states have
+        return {"masters": self.masters, "first": self.first, "second": self.second}
+
+    # Several ranks
+
+    def _owners(self, moment_bytes: int) -> dict[str, int]:
+        """Who keeps each parameter's state, where it is shared."""
+        sizes = {}
+        for name, parameter in self.parameters.items():
+            master = 0 if parameter.dtype == torch.float32 else 4
+            moments = moment_bytes * (1 if name in self.muon else 2)
+            sizes[name] = parameter.numel() * (master + moments)
+        return zero.owners(sizes, self.ranks.world) if self.is_shared else {}
+
+    def _has(self, name: str) -> bool:
+        """Whether this rank keeps the state of a parameter."""
+        return not self.is_shared or self.owners[name] == self.ranks.rank
+
+    def _by_owner(self) -> Iterator[tuple[int | None, list[str]]]:
+        """The parameters of each owner; None owns all of them where nothing is shared."""
+        if not self.is_shared:
+            yield None, list(self.parameters)
+            return
+        for rank in range(self.ranks.world):
+            yield rank, [name for name in self.parameters if self.owners[name] == rank]
+
+    def _sum(self, name: str) -> Tensor:
+        """What this rank collected of a gradient, in float32 room that may be written to."""
+        grad = self._collected.get(name)
+        if grad is not None and grad.dtype == torch.float32:
+            return grad
+        if name not in self._sums:
+            self._sums[name] = torch.empty_like(self.parameters[name], dtype=torch.float32)
+        room = self._sums[name]
+        return room.zero_() if grad is None else room.copy_(grad)
+
+    def _norm(self) -> float:
+        """Of all gradients, as one rank says it to all: another machine may round otherwise."""
+        norm = kernel.norm(list(self._collected.values()))
+        if not self.is_shared:
+            return self.ranks.tell(norm)
+        return math.sqrt(sum(part * part for part in self.ranks.everyone(norm)))
 
     def _gradient(self, name: str) -> Tensor:
         """A float32 copy of a clipped gradient; zeros where none came."""
@@ -179,7 +261,7 @@ class Optimizer:
     def _muon(self, lr: float) -> None:
         cfg = self.optim
         same: dict[tuple[int, int], list[tuple[Tensor, Tensor]]] = defaultdict(list)
-        for name in sorted(self.muon):
+        for name in sorted(self.muon & self.masters.keys()):
             grad, first = self._gradient(name), self.first[name]
             momentum = first.float().mul_(cfg.momentum).add_(grad)
             first.copy_(momentum)

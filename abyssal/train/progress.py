@@ -7,7 +7,6 @@ that the uninterrupted one would have taken, bit for bit.
 """
 
 import logging
-import resource
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from pathlib import Path
@@ -22,7 +21,7 @@ from abyssal.model.transformer import DeepSeekV3
 from abyssal.train import history
 from abyssal.train.guard import Guard, GuardRules, Verdict
 from abyssal.train.journal import Journal
-from abyssal.train.machine import Machine
+from abyssal.train.machine import Machine, peak_memory_bytes, peak_rss_bytes
 from abyssal.train.optim import Optim, Optimizer
 
 logger = logging.getLogger(__name__)
@@ -56,14 +55,16 @@ class Progress(ABC):
 
     what = "step"  # the guard judges
 
-    def __init__(self, plan: Plan, model: DeepSeekV3, machine: Machine):
-        """`model` is the working copy (trainer.py), which steps move."""
+    def __init__(self, plan: Plan, model: DeepSeekV3, machine: Machine, *, zero: int = 0):
+        """`model` is the working copy (trainer.py), which steps move; `zero` is that of run.py."""
         self.root = plan.out / "trainer"  # where states are saved while the run lasts
         self.keep, self.machine, self.model = plan.keep, machine, model
-        self.optimizer = Optimizer(model, plan.optim)
+        self.ranks = machine.ranks
+        self.optimizer = Optimizer(model, plan.optim, self.ranks, is_shared=zero == 1)
         self.guard = Guard(plan.guard)
         self.step, self.tokens, self.elapsed_s = 0, 0, 0.0
         self.rewinds = 0  # since the last saved state
+        self.peak_memory_bytes: int | None = None  # known at the end
         self.stopped_by: int | None = None  # the signal that ended `steps()` early
 
     def state(self) -> State:
@@ -102,8 +103,13 @@ class Progress(ABC):
         self.guard.restore(guard)
 
     def save(self) -> None:
-        """Publish the state."""
-        state.save(self.root, *self.state(), self.keep)
+        """Publish the state, which is that of one process however many there are."""
+        saved, fetch = self.state(), self.optimizer.fetch
+        if self.ranks.is_first:
+            state.save(self.root, *saved, self.keep, fetch)
+        else:
+            for name, tensor in saved.tensors.items():
+                fetch(name, tensor)
         self.rewinds = 0
 
     def resume(self) -> bool:
@@ -155,11 +161,19 @@ class Progress(ABC):
             rows = tuple(tuple(round(x, 5) for x in row) for row in shares)
             journal.write(history.Load(step=self.step, tokens=self.tokens, load=rows))
 
+    def end(self) -> None:
+        """Look at what training took, before anything is published; all ranks do."""
+        self.peak_memory_bytes = peak_memory_bytes(self.machine)
+
     def write_end(self, journal: Journal) -> None:
         """Write down that the run finished."""
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
         journal.write(
             history.End(
-                step=self.step, tokens=self.tokens, elapsed_s=self.elapsed_s, peak_rss_bytes=peak
+                step=self.step,
+                tokens=self.tokens,
+                elapsed_s=self.elapsed_s,
+                peak_rss_bytes=peak_rss_bytes(),
+                peak_memory_bytes=self.peak_memory_bytes,
+                world=self.ranks.world,
             )
         )

@@ -9,6 +9,7 @@ from typing import NamedTuple
 from abyssal import recipe as recipes
 from abyssal.errors import ConfigError
 from abyssal.model.transformer import DeepSeekV3
+from abyssal.parallel.ranks import Ranks
 from abyssal.tokenizer.bpe import Tokenizer
 from abyssal.train import history
 from abyssal.train.exercises import Exercises, Group
@@ -59,6 +60,7 @@ class Reinforcement:
         judge: Model | None = None,
     ):
         """`judge` is a reward model, where the recipe gives one a weight."""
+        Ranks.of_environment().check_alone(f"{recipe}: stage {STAGE}")
         self.where, self.stage, self.judge = str(recipe), STAGE, judge
         values = recipes.load(recipe, overrides)
         recipes.stage_of(values, (STAGE,), self.where)

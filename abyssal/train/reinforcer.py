@@ -178,6 +178,7 @@ class Reinforcer(Progress):
 
     def finish(self, journal: Journal) -> None:
         """Publish the model folder, and write down the end."""
+        self.end()
         self.model.save(self.run.out)
         self.tokenizer.save(self.run.out)
         self.write_end(journal)

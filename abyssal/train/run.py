@@ -93,6 +93,7 @@ class Run:
     balance: Balance = field(default_factory=Balance)
     mtp_lambda: Curve = (Segment(until=10e12, to=0.3), Segment(until=14.8e12, to=0.1))
     precision: Literal["auto", "bfloat16", "float32"] = "auto"
+    zero: Literal[0, 1] = 0  # 1: several processes share masters and moments (parallel/zero.py)
     recompute: bool = False  # keep only block inputs for the backward
     save_every: int = 500  # steps
     keep: int = 2  # saved states

@@ -8,6 +8,7 @@ would have taken, bit for bit.
     L MoE blocks    E experts
 """
 
+import logging
 import time
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
@@ -23,13 +24,15 @@ from abyssal.train import balance, history
 from abyssal.train.drift import drift
 from abyssal.train.guard import Verdict
 from abyssal.train.journal import Journal
-from abyssal.train.loss import Losses
+from abyssal.train.loss import Losses, mean_losses
 from abyssal.train.machine import Machine, keep_memory
 from abyssal.train.objective import Objective, Piece
 from abyssal.train.progress import Progress
 from abyssal.train.run import Run, Tuning
 from abyssal.train.schedule import value_at
 from abyssal.train.stopping import Stopping
+
+logger = logging.getLogger(__name__)
 
 _EXACT = ("gate.weight", "score.weight")  # of the router, of a reward model
 REPLAN_EVERY = 10  # steps between two looks at the clock, where `minutes` is a ceiling
@@ -41,12 +44,13 @@ class Trainer(Progress):
 
     def __init__(self, run: Run, objective: Objective, machine: Machine):
         """The objective's model is the working copy (`working_copy`)."""
-        super().__init__(run, objective.model, machine)
+        super().__init__(run, objective.model, machine, zero=run.zero)
         self.run, self.objective = run, objective
         # Tokens and seconds when the first steps were done.
         self.warm: tuple[int, float] | None = None
         # What schedules are keyed to; `minutes` may lower it.
         self.planned_tokens = min(run.tokens, objective.tokens)
+        self._say_who_idles()
         self.flops_per_token = count(self.model.config).flops_per_token_training(
             run.batch.seq_len, mtp=objective.mtp
         )
@@ -57,10 +61,13 @@ class Trainer(Progress):
         return self.tokens >= self.planned_tokens
 
     def steps(self, journal: Journal) -> Iterator[history.Step]:
-        """Take step after step to the end of the run, or to the next SIGTERM or Ctrl-C."""
+        """Take step after step to the end of the run, or to the next SIGTERM or Ctrl-C.
+
+        Of several processes, all stop after the same step, whichever the signal came to.
+        """
         with Stopping() as stopping:
             clock = time.monotonic() - self.elapsed_s
-            while not self.is_finished and stopping.signal is None:
+            while not self.is_finished and not self._is_told_to_stop(stopping):
                 report, load = self._step(journal, clock)
                 if report is None:
                     continue
@@ -71,8 +78,12 @@ class Trainer(Progress):
                 if self.step % self.run.save_every == 0 and not self.is_finished:
                     self.save()
                 yield report
-            self.stopped_by = None if self.is_finished else stopping.signal
             self.save()
+
+    def _is_told_to_stop(self, stopping: Stopping) -> bool:
+        """Whether a signal came to any process."""
+        self.stopped_by = max(self.ranks.everyone(stopping.signal or 0)) or None
+        return self.stopped_by is not None
 
     # One step
 
@@ -81,6 +92,7 @@ class Trainer(Progress):
         began = time.monotonic()
         pieces = self._draw()
         sums, load = self._accumulate(pieces)
+        self.optimizer.reduce()
         grad_norm = self.optimizer.clip()
         verdict = self.guard.judge(sums.main.item(), grad_norm)
         if verdict is not Verdict.TAKE:
@@ -96,7 +108,8 @@ class Trainer(Progress):
         mtp_lambda = self._at("mtp_lambda")
         self.step += 1
         self.tokens += tokens
-        seconds, self.elapsed_s = time.monotonic() - began, time.monotonic() - clock
+        now = time.monotonic()
+        seconds, self.elapsed_s = self.ranks.tell((now - began, now - clock))  # by one clock
         self._replan()
         violation = balance.max_violation(load) if len(load) else None
         return history.Step(
@@ -125,14 +138,14 @@ class Trainer(Progress):
         return self.objective.draw(max(1, round(sequences / run.batch.micro_sequences)))
 
     def _accumulate(self, pieces: Sequence[Piece]) -> tuple[Losses, Tensor]:
-        """Run and differentiate every micro-batch -> mean losses, and the step's load (L, E)."""
+        """Run and differentiate this rank's micro-batches -> mean losses and load (L, E) of all."""
         run, model = self.run, self.model
         scored = max(1, sum(piece.weight for piece in pieces))
         mtp_lambda, alpha = self._at("mtp_lambda"), run.balance.alpha
         total = torch.zeros(3, dtype=torch.float64)
         load = torch.zeros(0, 0, dtype=torch.int64)
-        figures, units = defaultdict[str, float](float), defaultdict[str, float](float)
-        for piece in pieces:
+        figures = defaultdict[str, Tensor](lambda: torch.zeros(2, dtype=torch.float64))
+        for piece in self.ranks.share(pieces):
             batch = piece.batch.to(self.machine.device)
             output = model(batch, mtp=self.objective.mtp, recompute=run.recompute)
             parts = piece.score(output, batch, balance=alpha > 0)
@@ -142,14 +155,24 @@ class Trainer(Progress):
             loss.backward()
             self.optimizer.collect()
             total += torch.stack([main, ahead, term]).detach().double().cpu()
-            for name, (value, unit) in parts.figures.items():
-                figures[name] += value
-                units[name] += unit
+            for name, value in parts.figures.items():
+                figures[name] += torch.tensor(value, dtype=torch.float64)
             if output.routings:
                 counts = balance.expert_load(output.routings)
                 load = counts if not len(load) else load + counts
-        means = {name: (figures[name], units[name]) for name in figures if units[name]}
-        return Losses(total[0], total[1], total[2], means), load
+        return mean_losses(total, figures, self.ranks), balance.whole_load(load, self.ranks)
+
+    def _say_who_idles(self) -> None:
+        """Warn where the first steps have fewer micro-batches than there are processes."""
+        batch, world = self.run.batch, self.ranks.world
+        sequences = value_at(batch.sequences, 0, self.planned_tokens)
+        pieces = max(1, round(sequences / batch.micro_sequences))
+        if pieces < world:
+            logger.warning(
+                "a step has %d micro-batches (%g sequences, %d at a time) for %d processes, so %d "
+                "of them compute nothing; lower batch.micro_sequences",
+                pieces, sequences, batch.micro_sequences, world, world - pieces,
+            )  # fmt: skip
 
     # Schedules
 
@@ -175,7 +198,9 @@ class Trainer(Progress):
     # Looking and saving
 
     def evaluate(self, journal: Journal) -> None:
-        """Score what is held out."""
+        """Score what is held out: rank 0 does, and the others wait in the next step."""
+        if not self.ranks.is_first:
+            return
         self.model.eval()
         for row in self.objective.evaluate(self.step, self.tokens):
             journal.write(row)
@@ -183,6 +208,9 @@ class Trainer(Progress):
 
     def finish(self, journal: Journal) -> None:
         """Publish the model folder, and write down the end."""
+        self.end()
+        if not self.ranks.is_first:
+            return
         self.objective.publish(self.run.out)
         probe = self.objective.probe() if isinstance(self.run, Tuning) else None
         if isinstance(self.run, Tuning) and probe:

@@ -14,12 +14,13 @@ from abyssal.config import PRESETS, ModelConfig
 from abyssal.engine.llm import LLM
 from abyssal.errors import ConfigError
 from abyssal.model.transformer import DeepSeekV3
+from abyssal.parallel.ranks import Ranks
 from abyssal.tokenizer.bpe import Tokenizer
 from abyssal.tokenizer.chat import Message, render
 from abyssal.train import distill, history, preference, pretrain, reinforcement, reward_model, sft
 from abyssal.train.folder import RunFolder
-from abyssal.train.journal import Journal
-from abyssal.train.machine import Machine, measure
+from abyssal.train.journal import Journal, Unwritten
+from abyssal.train.machine import Machine, measure, together
 from abyssal.train.reinforcement import Reinforcement
 from abyssal.train.run import Run
 
@@ -35,6 +36,7 @@ class Loop(Protocol):
     tokens: int
     planned_tokens: float
     stopped_by: int | None  # the signal that ended `steps` early
+    peak_memory_bytes: int | None
 
     @property
     def is_finished(self) -> bool:
@@ -82,8 +84,10 @@ class Training:
         self.run = recipes.fill(kind, _unfold_preset(values, self.where), self.where)
         self.place = RunFolder(self.run, self.stage, self.where)
         self.folder = self.run.out
+        self.ranks = Ranks.of_environment()
         self.stopped_by: int | None = None
         self.planned_tokens = self.run.tokens
+        self.peak_memory_bytes: int | None = None  # of the largest process, known at the end
 
     @property
     def is_done(self) -> bool:
@@ -91,17 +95,23 @@ class Training:
         return self.place.is_done
 
     def steps(self) -> Iterator[history.Step]:
-        """Take the steps that are left, then publish the model folder and its report."""
+        """Take the steps that are left, then publish the model folder and its report.
+
+        Of several processes, each one does; the first writes.
+        """
         if self.is_done:
-            self.place.clear()  # of a kill after the end
+            if self.ranks.is_first:
+                self.place.clear()  # of a kill after the end
             return
         run = self.run
+        self.ranks.join()
         tokenizer = Tokenizer.load(run.tokenizer)
-        machine = measure(self.place.precision())
+        machine = together(measure(self.place.precision()), self.ranks)
         loop = STAGES[self.stage].begin(run, tokenizer, machine)
         self._check_samples(tokenizer, loop.model.config.max_position_embeddings)
-        self.place.open(machine)
-        with Journal(self.folder) as journal:
+        if self.ranks.is_first:
+            self.place.open(machine)
+        with Journal(self.folder) if self.ranks.is_first else Unwritten() as journal:
             self._begin(loop, journal)
             for step in loop.steps(journal):
                 self.planned_tokens = loop.planned_tokens
@@ -109,16 +119,30 @@ class Training:
             self.stopped_by = loop.stopped_by
             if loop.is_finished:
                 loop.finish(journal)
-                self._sample(journal, loop.step)
-        if loop.is_finished:
+                self.peak_memory_bytes = loop.peak_memory_bytes
+                if self.ranks.is_first:
+                    self._sample(journal, loop.step)
+        if loop.is_finished and self.ranks.is_first:
             self.place.complete(loop.step, loop.tokens)
 
     def _begin(self, loop: Loop, journal: Journal) -> None:
         self.place.introduce(journal, loop.model.config, loop.machine)
-        if loop.resume():
+        is_resumed = loop.resume()
+        self._check_agreement(loop)
+        if is_resumed:
             journal.write(history.Event(step=loop.step, what="resumed"))
         elif STAGES[self.stage].tunes:
             loop.evaluate(journal)  # where the model stands
+
+    def _check_agreement(self, loop: Loop) -> None:
+        """Refuse processes that were not given the same to do, or do not see the same folder."""
+        for rank, found in enumerate(self.ranks.everyone([self.place.written, loop.step])):
+            if found != [self.place.written, loop.step]:
+                raise ConfigError(
+                    f"rank {rank} of {self.ranks.world} stands at step {found[1]} and rank "
+                    f"{self.ranks.rank} at {loop.step}, or their recipes differ; give all the same "
+                    f"recipe, and an out={self.folder} that all of them see"
+                )
 
     def _sample(self, journal: Journal, step: int) -> None:
         """Complete the recipe's prompts once each; a chat model answers them."""

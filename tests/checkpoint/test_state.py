@@ -118,7 +118,7 @@ def cut_power_at(monkeypatch, step, error=PowerCutError):
 
         return operation
 
-    monkeypatch.setattr(state, "save_file", failing(state.save_file))
+    monkeypatch.setattr(state, "ShardFile", failing(state.ShardFile))
     monkeypatch.setattr(os, "replace", failing(os.replace))
     monkeypatch.setattr(os, "fsync", failing(os.fsync))
     monkeypatch.setattr(os, "mkdir", failing(os.mkdir))
