@@ -19,6 +19,7 @@ from abyssal.cli import (
     evaluate,
     measure,
     needle,
+    plan,
     sample,
     service,
     speed,
@@ -30,7 +31,7 @@ from abyssal.errors import AbyssalError
 PANELS: dict[str, Iterable[Verb]] = {
     "Build": (*build.VERBS, *sample.VERBS, *convert.VERBS),
     "Use": (*talk.VERBS, *use.VERBS, *service.VERBS),
-    "Measure": (*evaluate.VERBS, *needle.VERBS, *measure.VERBS, *speed.VERBS),
+    "Measure": (*evaluate.VERBS, *needle.VERBS, *measure.VERBS, *plan.VERBS, *speed.VERBS),
 }
 
 
