@@ -1,6 +1,6 @@
 """The planner beside what it plans: memory and step time of six layouts on this machine.
 
-    python benchmarks/planner.py [--demo out/demo] [--out out/planner] [--steps 30] [--repeats 3]
+    python benchmarks/planner.py [--demo out/demo] [--out out/planner] [--steps 30]
 
 Every layout is a real `abyssal train` in processes of its own, over the demo's shards (from
 `abyssal demo`): one process with all cores, or two with half of them each, by torchrun. Memory is
@@ -104,9 +104,13 @@ def main() -> None:
     options.add_argument("--out", type=Path, default=Path("out/planner"))
     options.add_argument("--steps", type=int, default=30)
     options.add_argument("--repeats", type=int, default=3)
+    options.add_argument("--threads", type=int, default=CORES, help="of all processes together")
     args = options.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
-    print(f"{CORES} cores; {args.steps} steps of {SEQUENCES} rows of {SEQ_LEN}\n", flush=True)
+    print(
+        f"{CORES} cores, {args.threads} threads; {args.steps} steps of {SEQUENCES} rows of {SEQ_LEN}\n",
+        flush=True,
+    )
     rates: dict[tuple[str, int], list[Rates]] = {}
     runs: dict[str, list[Found]] = {name: [] for name in LAYOUTS}
     empty = {number: _run(EMPTY, _for_empty(number), 3, args).peak_bytes for number in (1, 2)}
@@ -115,6 +119,7 @@ def main() -> None:
             kind = layout.precision, layout.dp
             rates.setdefault(kind, []).append(_rates(layout, args))
             runs[name].append(_run(MODEL, layout, args.steps, args))
+            print(f"{name}: {runs[name][-1]}", file=sys.stderr, flush=True)
     rows, met = [], True
     for name, layout in LAYOUTS.items():
         own = _median(rates[layout.precision, layout.dp])
@@ -161,9 +166,9 @@ def _median(found: list[Rates]) -> Rates:
     return Rates(**middle)
 
 
-def _command(module: str, processes: int) -> tuple[list[str], dict[str, str]]:
-    """Python running a module, by torchrun where there are several; the cores are shared out."""
-    environment = os.environ | {"OMP_NUM_THREADS": str(max(1, CORES // processes))}
+def _command(module: str, processes: int, threads: int) -> tuple[list[str], dict[str, str]]:
+    """Python running a module, by torchrun where there are several; threads are shared out."""
+    environment = os.environ | {"OMP_NUM_THREADS": str(max(1, threads // processes))}
     if processes == 1:
         return [sys.executable, "-m", module], environment
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
@@ -175,7 +180,7 @@ def _rates(layout: Layout, args: argparse.Namespace) -> Rates:
     folder.mkdir(exist_ok=True)
     MODEL.save(folder)
     said = args.out / "rates.json"
-    command, environment = _command("abyssal.train.rates", layout.dp)
+    command, environment = _command("abyssal.train.rates", layout.dp, args.threads)
     arguments = [str(folder), layout.precision, str(SEQ_LEN), str(said)]
     subprocess.run([*command, *arguments], env=environment, check=True, capture_output=True)
     return Rates(**json.loads(said.read_text()))
@@ -204,7 +209,7 @@ def _run(config: ModelConfig, layout: Layout, steps: int, args: argparse.Namespa
             micro_sequences=layout.micro_sequences,
         )
     )
-    command, environment = _command("abyssal", layout.dp)
+    command, environment = _command("abyssal", layout.dp, args.threads)
     subprocess.run(
         [*command, "train", str(recipe), "--json"], env=environment, check=True, capture_output=True
     )

@@ -125,5 +125,5 @@ def test_what_is_no_layout_is_refused(changes, said):
 def test_a_model_that_does_not_divide_is_told_what_does():
     with pytest.raises(ConfigError, match="pp=9 stages, but the model has 8 blocks"):
         plan_memory(SMALL, Layout(pp=9, sequences=18))
-    with pytest.raises(ConfigError, match="take one of 1, 2, 4$"):
+    with pytest.raises(ConfigError, match=r"take one of 1, 2, 4$"):
         plan_memory(replace(SMALL, n_routed_experts=20), Layout(dp=24, ep=24, sequences=24))

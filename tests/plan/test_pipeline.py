@@ -1,5 +1,7 @@
 """Simulated schedules: the published waits, the released phases, and laws of any schedule."""
 
+from itertools import pairwise
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -49,7 +51,7 @@ def test_each_chunk_runs_once_on_its_rank_and_after_what_it_needs(case):
     timeline = simulate(schedule, stages, micro_batches, durations)
     ended = {"F": {}, "B": {}}
     for spans in timeline.ranks:
-        for before, after in zip(spans, spans[1:], strict=False):
+        for before, after in pairwise(spans):
             assert before.end <= after.start
         for span in spans:
             for way, chunk in (("F", span.task.forward), ("B", span.task.backward)):
@@ -71,15 +73,14 @@ def test_each_chunk_runs_once_on_its_rank_and_after_what_it_needs(case):
 @given(cases())
 @settings(max_examples=60, deadline=None)
 def test_weights_are_computed_once_for_every_backward_and_after_it(case):
-    schedule, stages, micro_batches, durations = case
+    schedule, stages, micro_batches, _ = case
     for tasks in program(schedule, stages, micro_batches):
-        waiting, done = set(), 0
+        waiting = set()
         for task in tasks:
             if task.kind == "I":
                 waiting.add(task.backward)
             elif task.kind == "W":
                 waiting.remove(task.backward)
-                done += 1
         assert not waiting
 
 
@@ -127,7 +128,7 @@ def test_faster_pairs_make_the_middle_ranks_wait_longest_and_by_the_formula(sche
 @given(cases(), st.integers(1, 6))
 @settings(max_examples=40, deadline=None)
 def test_more_micro_batches_neither_wait_nor_keep_more(case, more):
-    schedule, stages, micro_batches, durations = case
+    schedule, stages, micro_batches, _ = case
     first = simulate(schedule, stages, 2 * micro_batches, Times())
     longer = simulate(schedule, stages, 2 * micro_batches + 2 * more, Times())
     assert longer.idle == first.idle

@@ -8,12 +8,12 @@ from hypothesis import strategies as st
 
 from abyssal.config import ModelConfig
 from abyssal.errors import ConfigError
-from abyssal.plan import cost, serving
+from abyssal.plan import cost, pipeline, serving
 from abyssal.plan.hardware import ACCELERATORS, Rates, accelerator
 from abyssal.plan.layout import Layout
 from abyssal.plan.memory import largest
 from abyssal.plan.search import search
-from abyssal.plan.time import plan_time
+from abyssal.plan.time import chunk_times, plan_time, rates_of
 from abyssal.plan.training import plan_training
 
 V3, SMALL = ModelConfig.preset("deepseek-v3"), ModelConfig.preset("small")
@@ -49,9 +49,6 @@ def test_schedules_are_ranked_as_in_the_report():
 def test_a_long_step_is_extended_as_if_it_were_simulated():
     few = replace(PAPER, sequences=128 * 52)  # the most that is simulated
     more = replace(PAPER, sequences=128 * 60)
-    from abyssal.plan import pipeline
-    from abyssal.plan.time import chunk_times, rates_of
-
     times, _ = chunk_times(V3, more, H800, rates_of(H800, "fp8"))
     whole = pipeline.simulate("dualpipe", 16, 60, times).span
     planned = plan_time(V3, more, H800)
@@ -72,7 +69,8 @@ def test_two_processes_share_the_work_and_pay_for_gradients():
     one = plan_time(SMALL, Layout(sequences=8, micro_sequences=4, seq_len=512), THIS)
     two = plan_time(SMALL, Layout(dp=2, sequences=8, micro_sequences=4, seq_len=512), THIS)
     assert two.compute_s == pytest.approx(one.compute_s / 2)
-    assert two.gradients_s > 0 == one.gradients_s
+    assert two.gradients_s > 0
+    assert one.gradients_s == 0
     alone = replace(THIS, rates={"bfloat16": replace(RATES, sum_bytes=None)})
     with pytest.raises(ConfigError, match="processes send each other was not measured"):
         plan_time(SMALL, Layout(dp=2, sequences=2, seq_len=512), alone)
@@ -89,7 +87,7 @@ def test_the_table_of_hardware_says_what_it_does_not_know():
         accelerator("TPU")
     for one in ACCELERATORS.values():
         assert one.bandwidth > 1e12
-        assert (one.peak("bfloat16") > one.peak("float32")) and one.memory_bytes >= 80e9
+        assert one.peak("bfloat16") > one.peak("float32")
 
 
 # Costs
@@ -136,7 +134,7 @@ def test_users_of_a_device_fit_beside_its_weights(context, devices):
     found = serving.plan_serving(V3, H800, unit, context=context)
     usable = 0.9 * H800.memory_bytes
     taken = found.weight_bytes + found.users_per_device * found.cache_bytes_per_user
-    assert taken <= usable < taken + found.cache_bytes_per_user
+    assert 0 <= usable - taken < found.cache_bytes_per_user
     assert found.step_s == max(found.memory_s, found.arithmetic_s, found.network_s)
     assert found.cache_bytes_per_user == 70_272 * context
 
