@@ -130,7 +130,10 @@ def train(
     ] = False,
     json: Json = False,
 ) -> None:
-    """Run a recipe, or go on with it where it stopped."""
+    """Run a recipe, or go on with it where it stopped.
+
+    In several processes: torchrun --nproc-per-node 2 -m abyssal train RECIPE (docs/training.md).
+    """
     _settle_threads()
     from abyssal.errors import ConfigError
     from abyssal.train.reinforcement import Reinforcement
@@ -277,7 +280,6 @@ VERBS = (
             "abyssal train tiny/base optim.lr=5e-3 tokens=2e6 out=out/try",
             "abyssal train my-recipe.toml --json",
             "abyssal train r1/zero --dry-run",
-            "torchrun --nproc-per-node 2 -m abyssal train tiny/base batch.micro_sequences=8",
         ),
     ),
 )

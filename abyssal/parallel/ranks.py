@@ -89,11 +89,17 @@ class Ranks:
         """Meet the others; they stay together until the process ends.
 
         Raises:
-            ProcessError: they do not come.
+            ConfigError: there are GPUs, and fewer of them than processes.
+            ProcessError: the others do not come.
         """
         if self.is_alone or dist.is_initialized():
             return
-        has_gpu = torch.cuda.is_available()
+        has_gpu, gpus = torch.cuda.is_available(), torch.cuda.device_count()
+        if has_gpu and self.local >= gpus:
+            raise ConfigError(
+                f"LOCAL_RANK={self.local}, but torch sees {gpus} GPUs here, expected one for each "
+                "process; start as many, or hide them: CUDA_VISIBLE_DEVICES= torchrun ..."
+            )
         if has_gpu:
             torch.cuda.set_device(self.local)
         with _together():
@@ -107,12 +113,11 @@ class Ranks:
         if self.is_alone:
             return [value]
         text = json.dumps(value).encode()
-        device = self._device()
-        length = torch.tensor([len(text)], device=device)
+        length = torch.tensor([len(text)], device=self.device)
         with _together():
             dist.all_reduce(length, dist.ReduceOp.MAX)
             padded = text.ljust(int(length))
-            mine = torch.frombuffer(bytearray(padded), dtype=torch.uint8).to(device)
+            mine = torch.frombuffer(bytearray(padded), dtype=torch.uint8).to(self.device)
             all_of_them = [torch.empty_like(mine) for _ in range(self.world)]
             dist.all_gather(all_of_them, mine)
         return [json.loads(bytes(one.cpu().numpy())) for one in all_of_them]
@@ -152,9 +157,11 @@ class Ranks:
             else:
                 dist.send(tensor, 0)
 
-    def _device(self) -> torch.device:
-        gpu = dist.get_backend() == dist.Backend.NCCL
-        return torch.device("cuda", self.local) if gpu else torch.device("cpu")
+    @property
+    def device(self) -> torch.device:
+        """Where tensors must be to travel."""
+        on_gpu = not self.is_alone and dist.get_backend() == dist.Backend.NCCL
+        return torch.device("cuda", self.local) if on_gpu else torch.device("cpu")
 
 
 ALONE = Ranks()

@@ -28,7 +28,7 @@ def expert_load(routings: Sequence[Routing]) -> Tensor:
 def whole_load(load: Tensor, ranks: Ranks) -> Tensor:
     """The load (L, E) of a step over all ranks; one that computed nothing has (0, 0)."""
     shape = max(ranks.everyone(list(load.shape)))
-    load = load if len(load) else load.new_zeros(shape)
+    load = load if len(load) else torch.zeros(shape, dtype=load.dtype, device=ranks.device)
     if len(load):
         ranks.sum(load)
     return load
