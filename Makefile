@@ -1,4 +1,4 @@
-# Abyssal in ten words. `make setup` needs python 3.11 or newer and pip, nothing else.
+# Abyssal in eleven words. `make setup` needs python 3.11 or newer and pip, nothing else.
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
@@ -7,7 +7,7 @@ READY := $(VENV)/.ready
 KERNELS := $(VENV)/.kernels
 PAGE := web/node_modules/.ready
 
-.PHONY: setup demo chat test check web web-check node bench docs clean
+.PHONY: setup demo chat test check web web-check node bench claims docs clean
 
 ## setup: a virtual environment with Abyssal and its tools, made anew when pyproject.toml changes,
 ## and the native kernels, compiled for this machine
@@ -69,6 +69,10 @@ node:
 bench: setup
 	$(BIN)/python benchmarks/models.py
 	$(BIN)/python benchmarks/cpu.py $(ARGS)
+
+## claims: published figures beside ours, each computed; fails where one does not hold
+claims: setup
+	$(BIN)/python benchmarks/claims.py $(ARGS)
 
 ## docs: write the command reference from the commands
 docs: setup

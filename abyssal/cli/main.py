@@ -18,8 +18,8 @@ from abyssal.cli import (
     convert,
     evaluate,
     folder,
-    measure,
     needle,
+    plan,
     sample,
     service,
     speed,
@@ -31,7 +31,7 @@ from abyssal.errors import AbyssalError
 PANELS: dict[str, Iterable[Verb]] = {
     "Build": (*build.VERBS, *sample.VERBS, *convert.VERBS),
     "Use": (*talk.VERBS, *use.VERBS, *service.VERBS),
-    "Measure": (*evaluate.VERBS, *needle.VERBS, *folder.VERBS, *measure.VERBS, *speed.VERBS),
+    "Measure": (*evaluate.VERBS, *needle.VERBS, *folder.VERBS, *plan.VERBS, *speed.VERBS),
 }
 
 

@@ -25,10 +25,11 @@ def plan(model: str | Path, seq_len: int = 4096) -> Counts:
     """
     if seq_len < 1:
         raise ConfigError(f"seq_len={seq_len}, expected at least 1 token")
-    return count_config(_config(model), seq_len)
+    return count_config(config_of(model), seq_len)
 
 
-def _config(model: str | Path) -> ModelConfig:
+def config_of(model: str | Path) -> ModelConfig:
+    """The configuration of a preset or a model folder; raises as `plan` does."""
     if isinstance(model, str) and model in PRESETS:
         return ModelConfig.preset(model)
     if not Path(model).is_dir():
