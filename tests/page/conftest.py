@@ -18,6 +18,7 @@ from abyssal.model.transformer import DeepSeekV3
 from abyssal.serve.store import Store
 from abyssal.tokenizer.bpe import Tokenizer
 from tests.page.acts import DESKTOP
+from tests.page.pupil import LESSONS, train
 from tests.serve.wire import listening
 
 TEXT = "the deep sea is dark and the fish see nothing. who swims there? 深海 البحر la mer il mare\n"
@@ -53,6 +54,12 @@ def llm() -> LLM:
     return LLM(model.eval(), tokenizer, options=EngineOptions(max_running=8))
 
 
+@pytest.fixture(scope="session")
+def pupil(tmp_path_factory: pytest.TempPathFactory) -> LLM:
+    """One that knows its lessons, from a folder; a module names it llm where it wants it."""
+    return LLM(train(LESSONS, tmp_path_factory.mktemp("school") / "pupil"))
+
+
 @pytest.fixture(scope="module")
 def address(llm: LLM, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The service, without keys, with a history of its own."""
@@ -84,11 +91,13 @@ def opened(browser: Browser, address: str) -> Iterator[Opened]:
     contexts: list[BrowserContext] = []
     wrong: list[str] = []
 
-    def open(path: str = "", **options: object) -> Page:
+    def open(path: str = "", first: str = "", **options: object) -> Page:
         context = browser.new_context(**{"locale": "en-US", "viewport": DESKTOP, **options})  # type: ignore[arg-type]
         context.grant_permissions(["clipboard-read", "clipboard-write"])
         contexts.append(context)
         page = context.new_page()
+        if first:
+            page.add_init_script(first)
         page.set_default_timeout(30_000)
         page.on("pageerror", lambda error: wrong.append(str(error)))
         page.on(
