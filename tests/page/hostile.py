@@ -60,9 +60,9 @@ WATCH = """
       if (one.matches(forbidden)) window.__found.push(one.outerHTML);
       for (const { name, value } of one.attributes) {
         if (name.startsWith('on')) window.__found.push(one.outerHTML);
-        if ((name === 'href' || name === 'src') && !allowed.test(value.trim())) {
-          if (one.tagName !== 'A' || one.closest('article') !== null) window.__found.push(one.outerHTML);
-        }
+        const isOurs = one.tagName === 'A' && one.closest('article') === null;
+        const isAddress = name === 'href' || name === 'src';
+        if (isAddress && !isOurs && !allowed.test(value.trim())) window.__found.push(one.outerHTML);
       }
     }
   };
