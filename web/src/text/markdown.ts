@@ -60,7 +60,9 @@ export function render(source: string): DocumentFragment {
     link.rel = 'noopener noreferrer nofollow';
   }
   // By the first letters of each part; within a list, a table or a quotation one direction holds.
-  for (const part of fragment.children) part.setAttribute('dir', 'auto');
+  for (const part of fragment.children) {
+    if (!part.classList.contains('math')) part.setAttribute('dir', 'auto');
+  }
   for (const part of fragment.querySelectorAll('pre')) part.setAttribute('dir', 'ltr');
   return fragment;
 }
