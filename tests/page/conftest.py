@@ -6,6 +6,7 @@ A browser is wanted on the machine; where none is, these tests are skipped, but 
 import os
 import shutil
 from collections.abc import Callable, Iterator
+from functools import partial
 
 import pytest
 import torch
@@ -86,19 +87,19 @@ Opened = Callable[..., Page]
 
 
 @pytest.fixture
-def opened(browser: Browser, address: str) -> Iterator[Opened]:
-    """Opens a page like somebody new; nothing may go wrong in it that is not looked for."""
+def visit(browser: Browser) -> Iterator[Opened]:
+    """Opens an address like somebody new; nothing may go wrong that is not looked for."""
     contexts: list[BrowserContext] = []
     wrong: list[str] = []
 
-    def open(path: str = "", first: str = "", **options: object) -> Page:
+    def open(address: str, path: str = "", first: str = "", **options: object) -> Page:
         context = browser.new_context(**{"locale": "en-US", "viewport": DESKTOP, **options})  # type: ignore[arg-type]
         context.grant_permissions(["clipboard-read", "clipboard-write"])
         contexts.append(context)
         page = context.new_page()
         if first:
             page.add_init_script(first)
-        page.set_default_timeout(30_000)
+        page.set_default_timeout(20_000)
         page.on("pageerror", lambda error: wrong.append(str(error)))
         page.on(
             "request", lambda request: _is_ours(request.url, address) or wrong.append(request.url)
@@ -111,6 +112,12 @@ def opened(browser: Browser, address: str) -> Iterator[Opened]:
     for context in contexts:
         context.close()
     assert not wrong
+
+
+@pytest.fixture
+def opened(visit: Opened, address: str) -> Opened:
+    """Opens the module's service."""
+    return partial(visit, address)
 
 
 def _is_ours(url: str, address: str) -> bool:

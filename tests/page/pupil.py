@@ -83,7 +83,7 @@ def train(lessons: Sequence[Lesson], folder: Path) -> Path:
     texts = [lesson.asked for lesson in lessons] * 3
     texts += [text for lesson in lessons for text in _said(lesson)]
     texts += [part.content for part in tools_parts([TOOL], "v3.1") if not part.is_control]
-    tokenizer = Tokenizer.train([text + " " for text in texts] * 3, 820)
+    tokenizer = Tokenizer.train([text + " " for text in texts] * 3, 900)
     model = DeepSeekV3(_config(tokenizer.vocab_size)).initialize(torch.Generator().manual_seed(0))
     batch = _batch(lessons, tokenizer)
     losses = _learn(model, batch)
