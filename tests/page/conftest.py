@@ -5,6 +5,7 @@ A browser is wanted on the machine; where none is, these tests are skipped, but 
 
 import os
 import shutil
+import time
 from collections.abc import Callable, Iterator
 from functools import partial
 
@@ -57,8 +58,21 @@ def llm() -> LLM:
 
 @pytest.fixture(scope="session")
 def pupil(tmp_path_factory: pytest.TempPathFactory) -> LLM:
-    """One that knows its lessons, from a folder; a module names it llm where it wants it."""
-    return LLM(train(LESSONS, tmp_path_factory.mktemp("school") / "pupil"))
+    """One that knows its lessons, from a folder; a module names it llm where it wants it.
+
+    Of several workers one trains it, and the others wait.
+    """
+    base = tmp_path_factory.getbasetemp()
+    school = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "school"
+    try:
+        school.mkdir()
+        train(LESSONS, school / "learning").rename(school / "pupil")
+    except FileExistsError:
+        until_s = time.monotonic() + 300
+        while not (school / "pupil").is_dir():
+            assert time.monotonic() < until_s, "the worker that trains did not finish"
+            time.sleep(0.1)
+    return LLM(school / "pupil")
 
 
 @pytest.fixture(scope="module")
