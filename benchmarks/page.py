@@ -3,27 +3,23 @@
     python benchmarks/page.py FOLDER [--turns 500] [--slower 4] [--tokens-per-s 100]
 
 Serves FOLDER, writes a long chat into a history of its own, opens it in Chromium, slows the page's
-processor and its network down to that many tokens a second, asks for an answer, and types a message
-meanwhile. Prints the 50th and 95th percentile of the time between two frames, and of the time from
-a key to the frame that shows it.
+processor and its network down to that many tokens a second, scrolls through all of it, asks for an
+answer, and types a message meanwhile. Prints the 50th and 95th percentile of the time between two
+frames, and of the time from a key to the frame that shows it.
 """
 
 import argparse
 import json
-import os
-import re
 import shutil
-import subprocess
-import sys
 import tempfile
 import uuid
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from pathlib import Path
+from collections.abc import Sequence
 
 import httpx
 import numpy as np
 from playwright.sync_api import Page, sync_playwright
+
+from abyssal.serve.process import served
 
 TURN = """The sea is **deep**, and `fish` see nothing:
 
@@ -65,7 +61,10 @@ def main() -> None:
     parser.add_argument("--slower", type=float, default=4.0, help="times")
     parser.add_argument("--tokens-per-s", type=float, default=100.0)
     args = parser.parse_args()
-    with tempfile.TemporaryDirectory() as home, served(args.folder, Path(home)) as address:
+    with (
+        tempfile.TemporaryDirectory() as home,
+        served(args.folder, "--history", f"{home}/history.sqlite3") as (address, _),
+    ):
         chat = written(address, args.turns)
         with sync_playwright() as playwright:
             browser = playwright.chromium.launch(
@@ -75,30 +74,15 @@ def main() -> None:
             page.goto(f"{address}/#/chat/{chat}")
             page.locator("article.last").wait_for()
             slow_down(page, args.slower, args.tokens_per_s)
-            report(watched(page))
+            page.evaluate(WATCH)
+            scroll_through(page)
+            frames = {"frames, scrolling through all turns": frames_of(page)}
+            ask(page)
+            frames["frames, from sending to the first words"] = frames_of(page)
+            found = watched(page)
+            frames["frames, while an answer comes"] = found["frames"]
+            report({**frames, "from a key to its frame, meanwhile": found["keys"]})
             browser.close()
-
-
-@contextmanager
-def served(folder: str, home: Path) -> Iterator[str]:
-    """The address of a server in a process of its own."""
-    words = ["serve", folder, "--port", "0", "--json", "--history", str(home / "history.sqlite3")]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "abyssal", *words],
-        stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=os.environ,
-    )  # fmt: skip
-    assert process.stdout is not None
-    try:
-        told = ""
-        for line in process.stdout:
-            told += line
-            if found := re.search(r'"url": "([^"]+)"', told):
-                yield found[1]
-                return
-        raise SystemExit(f"the server ended:\n{told}")
-    finally:
-        process.terminate()
-        process.wait()
 
 
 def written(address: str, turns: int) -> str:
@@ -130,12 +114,32 @@ def slow_down(page: Page, times: float, tokens_per_s: float) -> None:
     ))  # fmt: skip
 
 
-def watched(page: Page) -> dict[str, list[float]]:
-    """Times in milliseconds while an answer comes and somebody types; and how much came."""
+def scroll_through(page: Page) -> None:
+    """To the first turn, as fast as a wheel can."""
+    page.mouse.move(700, 400)
+    while page.locator(".earlier").count() or page.locator(".turns").evaluate(
+        "one => one.scrollTop"
+    ):
+        page.mouse.wheel(0, -3000)
+        page.wait_for_timeout(60)
+
+
+def frames_of(page: Page) -> list[float]:
+    """Milliseconds between frames since the last look."""
+    found: list[float] = page.evaluate("window.seen.frames.splice(0)")
+    return found
+
+
+def ask(page: Page) -> None:
+    """Send a question and wait for the first words of its answer."""
     field = page.get_by_role("textbox", name="Message")
     field.fill("Please tell me a long story.")
     field.press("Enter")
     page.locator("article[aria-busy=true] p:not(.waiting)").first.wait_for()
+
+
+def watched(page: Page) -> dict[str, list[float]]:
+    """Times in milliseconds while an answer comes and somebody types; and how much came."""
     page.evaluate(WATCH)
     before = len(page.locator("article").last.text_content() or "")
     page.keyboard.type(TYPED, delay=60)
@@ -148,10 +152,10 @@ def watched(page: Page) -> dict[str, list[float]]:
 
 def report(found: dict[str, Sequence[float]]) -> None:
     """Percentiles."""
-    print("| | times | p50, ms | p95, ms |\n| --- | --- | --- | --- |")
+    print("| | times | p50, ms | p95, ms | longest, ms |\n| --- | --- | --- | --- | --- |")
     for name, values in found.items():
         print(f"| {name} | {len(values)} | {np.percentile(values, 50):.0f} "
-              f"| {np.percentile(values, 95):.0f} |")  # fmt: skip
+              f"| {np.percentile(values, 95):.0f} | {max(values):.0f} |")  # fmt: skip
 
 
 if __name__ == "__main__":

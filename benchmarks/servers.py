@@ -11,13 +11,13 @@ import os
 import socket
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import httpx
 
+from abyssal.serve.process import running
 from abyssal.tokenizer.bpe import Tokenizer
 
 READY_S = 120.0  # for a server to load its model
@@ -91,25 +91,19 @@ class Server:
         if way == self._way:
             return
         self._stack.close()
-        log = tempfile.TemporaryFile()  # noqa: SIM115 (the stack closes it)
-        self._stack.callback(log.close)
         port = _free_port()
         command = self._command(way, port)
-        process = subprocess.Popen(
-            command, env=_environment(self._threads), stdout=log, stderr=subprocess.STDOUT
-        )
-        self._stack.callback(_end, process)
+        started = self._stack.enter_context(running(command, _environment(self._threads)))
         url = f"http://127.0.0.1:{port}/v1"
         self._client = httpx.AsyncClient(base_url=url, timeout=None, trust_env=False)
         self._stack.callback(lambda: self._loop.run(self._client.aclose()))
-        self._model = self._loop.run(self._until_ready(process))
+        self._model = self._loop.run(self._until_ready(started.process))
         if not self._model:
-            log.seek(0)
-            said = log.read().decode(errors="replace")[-2000:]
+            said = "\n".join(started.lines()[-20:])
             raise SystemExit(f"{' '.join(command)}: no answer in {READY_S:.0f} s\n{said}")
         self._way = way
 
-    async def _until_ready(self, process: "subprocess.Popen[bytes]") -> str:
+    async def _until_ready(self, process: "subprocess.Popen[str]") -> str:
         """The name of the model it serves; empty if it ended or takes too long."""
         end = time.monotonic() + READY_S
         while process.poll() is None and time.monotonic() < end:
@@ -162,12 +156,3 @@ def _free_port() -> int:
         free.bind(("127.0.0.1", 0))
         port: int = free.getsockname()[1]
         return port
-
-
-def _end(process: "subprocess.Popen[bytes]") -> None:
-    process.terminate()
-    try:
-        process.wait(10)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.wait()

@@ -17,16 +17,13 @@ import os
 import random
 import re
 import statistics
-import subprocess
-import sys
-import threading
 import time
-from collections import Counter, deque
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections import Counter
 from pathlib import Path
 
 import httpx
+
+from abyssal.serve.process import served
 
 PROMPTS = [
     "Tell me a story about a dog.", "Write a story about a magic hat.", "Hello!",
@@ -47,12 +44,13 @@ def main() -> None:
     options.add_argument("--overload-s", type=float, default=30)
     options.add_argument("--json", action="store_true")
     args = options.parse_args()
-    with serving(args.folder, "--max-running", "64", "--max-waiting", "64") as (url, pid, _):
+    with served(args.folder, "--max-running", "64", "--max-waiting", "64") as (url, running):
+        pid = running.process.pid
         soaked = asyncio.run(soak(url, pid, args.streams, args.minutes * 60))
     limits = ("--max-running", str(RUNNING), "--max-waiting", str(WAITING))
-    with serving(args.folder, *limits) as (url, _, log):
+    with served(args.folder, *limits) as (url, running):
         overloaded = asyncio.run(overload(url, args.overload_s))
-    lines = [json.loads(line) for line in log if '"status": 429' in line]
+        lines = [json.loads(line) for line in running.lines() if '"status": 429' in line]
     overloaded["refused_ms_at_server"] = _quantiles([line["ms"] for line in lines])
     results = {"soak": soaked, "overload": overloaded}
     if args.json:
@@ -62,40 +60,6 @@ def main() -> None:
         print(trial)
         for name, value in figures.items():
             print(f"  {name:28} {value}")
-
-
-@contextmanager
-def serving(folder: str, *options: str) -> Iterator[tuple[str, int, deque[str]]]:
-    """The address and process id of a service of its own, and the lines of its log."""
-    command = [
-        sys.executable,
-        "-m",
-        "abyssal",
-        "serve",
-        folder,
-        "--port",
-        "0",
-        "--no-history",
-        *options,
-    ]
-    with subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    ) as p:
-        assert p.stdout is not None
-        for line in p.stdout:
-            if found := re.search(r"http://127\.0\.0\.1:\d+", line):
-                break
-        else:
-            raise SystemExit("the service did not start")
-        # The log must be read, or the service would come to wait for it.
-        log: deque[str] = deque()
-        reader = threading.Thread(target=log.extend, args=(p.stdout,))
-        reader.start()
-        try:
-            yield found.group(), p.pid, log
-        finally:
-            p.terminate()
-            reader.join()
 
 
 async def soak(url: str, pid: int, streams: int, seconds: float) -> dict[str, object]:

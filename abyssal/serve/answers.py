@@ -243,6 +243,13 @@ class ModelCardAnswer(BaseModel):
     report: bool
 
 
+class TicketAnswer(BaseModel):
+    """A ticket for a link, good for so many seconds."""
+
+    ticket: str
+    expires_in_s: int
+
+
 class TokenizeAnswer(BaseModel):
     """The tokens of a text."""
 

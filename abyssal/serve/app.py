@@ -65,7 +65,7 @@ def create_app(
     for kind in (Fault, AbyssalError, HTTPException):
         app.add_exception_handler(kind, _refuse)
     app.add_middleware(_Unexpected)
-    app.add_middleware(Guard, settings=settings)
+    app.add_middleware(Guard, settings=settings, tickets=service.tickets)
     return app
 
 

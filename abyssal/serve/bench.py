@@ -9,20 +9,17 @@ import asyncio
 import contextlib
 import json
 import random
-import socket
-import subprocess
-import sys
-import tempfile
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import httpx
 
 from abyssal.engine.latency import Figures, Load, Timeline, measured
 from abyssal.engine.options import EngineOptions
-from abyssal.errors import ConfigError, RequestError
+from abyssal.errors import RequestError
+from abyssal.serve.process import served
 
 _TEXT = (
     "time year people way day man thing woman life child world school state family student group "
@@ -33,8 +30,6 @@ _TEXT = (
 WORDS = _TEXT.split()
 TRIAL = WORDS[::8]
 
-START_S = 300.0  # a server that has not answered by then will not
-STOP_S = 60.0
 ANSWER_S = 600.0  # without a sign of life
 LONGEST_WAIT_S = 5.0  # before a refused request tries again, whatever it was told
 
@@ -81,31 +76,8 @@ def serving(folder: str | Path, options: EngineOptions | None = None) -> Iterato
     Raises:
         ConfigError: it ended before it answered; the message has its own last words.
     """
-    port = _free_port()
-    words = [
-        sys.executable,
-        "-m",
-        "abyssal",
-        "serve",
-        str(folder),
-        "--port",
-        str(port),
-        "--no-history",
-    ]
-    words += _as_words(options or EngineOptions())
-    with tempfile.TemporaryFile() as log:
-        process = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=log)
-        try:
-            url = f"http://127.0.0.1:{port}"
-            _wait_until_healthy(url, process, log)
-            yield url
-        finally:
-            process.terminate()
-            try:
-                process.wait(STOP_S)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
+    with served(folder, *_as_words(options or EngineOptions())) as server:
+        yield server.url
 
 
 async def _measure(target: Target, loads: Sequence[Load]) -> list[Figures]:
@@ -231,28 +203,3 @@ def _as_words(options: EngineOptions) -> list[str]:
     if options.max_waiting is not None:
         words += ["--max-waiting", str(options.max_waiting)]
     return [*words, "--log-level", "warning", *["--deterministic"] * options.deterministic]
-
-
-def _free_port() -> int:
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        port: int = taken.getsockname()[1]
-        return port
-
-
-def _wait_until_healthy(url: str, process: subprocess.Popen[bytes], log: IO[bytes]) -> None:
-    until_s = time.monotonic() + START_S
-    while time.monotonic() < until_s:
-        if process.poll() is not None:
-            raise ConfigError(f"the server ended before it answered: {_last_line(log)}")
-        with contextlib.suppress(httpx.HTTPError):
-            if httpx.get(f"{url}/health", timeout=1.0).is_success:
-                return
-        time.sleep(0.1)
-    raise ConfigError(f"the server did not answer within {START_S:.0f} s: {_last_line(log)}")
-
-
-def _last_line(log: IO[bytes]) -> str:
-    log.seek(0)
-    lines = log.read().decode(errors="replace").split("\n")
-    return next((line for line in reversed(lines) if line.strip()), "it wrote nothing")

@@ -8,12 +8,11 @@ is done for it. A call that is closed early is out of the engine before its next
 
 import asyncio
 from collections.abc import Sequence
-from types import TracebackType
-from typing import Self
 
 from abyssal.engine.engine import Stats
 from abyssal.engine.request import Delta, Request
 from abyssal.errors import OverloadedError, RequestError
+from abyssal.serve.closing import Closing
 from abyssal.serve.engine_thread import EngineThread, News, Steps
 from abyssal.serve.faults import internal, shutting_down
 
@@ -88,7 +87,7 @@ class Bridge:
             self._empty.set()
 
 
-class Stream:
+class Stream(Closing):
     """What the requests of one call write, as it is written.
 
     Used as a context manager: leaving it takes unfinished requests out of the engine.
@@ -104,17 +103,6 @@ class Stream:
         self._ready: list[Delta] = []
         self._failure: Exception | None = None
         self._waiter: asyncio.Future[None] | None = None
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        problem: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def is_over(self) -> bool:
         """Whether nothing more can be read."""

@@ -15,7 +15,7 @@ import uuid
 from collections.abc import Mapping
 from typing import Literal, NamedTuple
 
-from starlette.datastructures import Headers, MutableHeaders
+from starlette.datastructures import Headers, MutableHeaders, QueryParams
 from starlette.responses import Response
 from starlette.routing import compile_path
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -23,8 +23,9 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from abyssal.serve.faults import Fault, dialect_of, forbidden, malformed, not_found, unauthorized
 from abyssal.serve.log import log_request
 from abyssal.serve.settings import Settings, is_loopback, label_of
+from abyssal.serve.ticket import Tickets
 
-Auth = Literal["public", "key"]
+Auth = Literal["public", "key", "ticket"]  # ticket: a key, or a ticket for the path
 
 ROUTE_AUTH: Mapping[str, Auth] = {
     "/v1/chat/completions": "key",
@@ -49,7 +50,8 @@ ROUTE_AUTH: Mapping[str, Auth] = {
     "/history/import": "key",
     "/metrics": "key",
     "/model": "key",
-    "/model/report": "key",
+    "/model/report": "ticket",
+    "/model/report/ticket": "key",
     "/health": "public",
     "/docs": "public",
     "/openapi.json": "public",
@@ -76,8 +78,15 @@ class Guard:
     for the log: ``tokens``, a mapping such as {"prompt_tokens": 3, "completion_tokens": 5}.
     """
 
-    def __init__(self, app: ASGIApp, settings: Settings, routes: Mapping[str, Auth] = ROUTE_AUTH):
+    def __init__(
+        self,
+        app: ASGIApp,
+        settings: Settings,
+        routes: Mapping[str, Auth] = ROUTE_AUTH,
+        tickets: Tickets | None = None,
+    ):
         self.app = app
+        self._tickets = tickets or Tickets()
         self.settings = settings
         self._routes = [(compile_path(path)[0], auth) for path, auth in routes.items()]
         self._keys = [hashlib.sha256(key.encode()).digest() for key in settings.api_keys]
@@ -128,7 +137,8 @@ class Guard:
             auth = self._auth_of(scope["path"])
             if _is_preflight(scope, headers):
                 return Response(status_code=204, headers=_PREFLIGHT)
-            sender = Sender("", b"") if auth == "public" else self._identify(scope, headers)
+            is_open = auth == "public" or (auth == "ticket" and self._has_ticket(scope))
+            sender = Sender("", b"") if is_open else self._identify(scope, headers)
         except Fault as fault:
             return fault.to_response()
         scope["state"].update(sender._asdict())
@@ -159,6 +169,10 @@ class Guard:
             if pattern.fullmatch(path):
                 return auth
         raise not_found(path)
+
+    def _has_ticket(self, scope: Scope) -> bool:
+        ticket = QueryParams(scope.get("query_string", b"")).get("ticket", "")
+        return self._tickets.opens(scope["path"], ticket)
 
     def _identify(self, scope: Scope, headers: Headers) -> Sender:
         """Who sent this; anybody is nobody in particular where there are no keys."""

@@ -20,6 +20,7 @@ from abyssal.serve.metrics import CONTENT_TYPE
 from abyssal.serve.model_card import REPORT_HEADERS
 from abyssal.serve.schema import ChatRequest, CompletionRequest, DetokenizeRequest, TokenizeRequest
 from abyssal.serve.service import Service
+from abyssal.serve.ticket import LIFE_S
 
 
 def add_generation(router: APIRouter, service: Service) -> None:
@@ -108,11 +109,28 @@ def add_model(router: APIRouter, service: Service) -> None:
     fault = {"schema": {"$ref": f"#/components/schemas/{answers.ErrorAnswer.__name__}"}}
     missing = {"description": "There is none.", "content": {"application/json": fault}}
 
-    @router.get("/model/report", response_class=HTMLResponse, responses={404: missing})
+    extra = {"parameters": [_TICKET]}
+
+    @router.get(_REPORT, response_class=HTMLResponse, responses={404: missing}, openapi_extra=extra)
     async def report() -> Response:
         """The page that training wrote about it; 404 where there is none."""
         page = await service.beside(service.card.report)
         return HTMLResponse(page, headers=REPORT_HEADERS)
+
+    @router.get(f"{_REPORT}/ticket", **told(answers.TicketAnswer))
+    async def ticket() -> Response:
+        """A ticket for a link to the report, which a tab opens without a key."""
+        given = {"ticket": service.tickets.give(_REPORT), "expires_in_s": LIFE_S}
+        return JSONResponse(given, headers={"cache-control": "no-store"})
+
+
+_REPORT = "/model/report"
+_TICKET = {
+    "name": "ticket",
+    "in": "query",
+    "schema": {"type": "string"},
+    "description": "In place of a key.",
+}
 
 
 class MetricsResponse(Response):

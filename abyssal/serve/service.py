@@ -32,6 +32,7 @@ from abyssal.serve.settings import Settings
 from abyssal.serve.store import Store
 from abyssal.serve.stream import LiveResponse, Occasion, Reply
 from abyssal.serve.thinking import aliases
+from abyssal.serve.ticket import Tickets
 
 B = TypeVar("B", bound=Body)
 S = TypeVar("S", bound=Sampling)
@@ -60,6 +61,7 @@ class Service:
         self.bridge = Bridge(llm.engine, max_in_flight=running + waiting)
         self.metrics = Metrics(settings.name)
         self.card = ModelCard(llm, settings)
+        self.tickets = Tickets()
         self.created = int(time.time())
         self.fingerprint = _fingerprint(llm)
         self.models = tuple(dict.fromkeys((settings.name, *aliases(settings.layout))))

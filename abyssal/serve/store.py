@@ -13,9 +13,9 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Generic, Self, TypeVar
+from typing import Any, Generic, TypeVar
 
+from abyssal.serve.closing import Closing
 from abyssal.serve.faults import Fault, shutting_down
 from abyssal.serve.store_schema import connect, open_file
 
@@ -32,7 +32,7 @@ _OPERATIONS = 10_000  # of SQLite's machine, between two looks at the clock
 _logger = logging.getLogger(__name__)
 
 
-class Store:
+class Store(Closing):
     """A file of chats, open until it is closed.
 
     Raises:
@@ -52,17 +52,6 @@ class Store:
         self._pool = ThreadPoolExecutor(NUM_READERS, "history-reader")
         self._thread = threading.Thread(target=self._run, name="history-writer")
         self._thread.start()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        problem: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def write(self, work: Work[T]) -> "Future[T]":
         """What work returns, once what it wrote is on the disk.

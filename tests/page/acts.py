@@ -16,3 +16,7 @@ def answered(page: Page) -> None:
     """Wait until nothing is being written."""
     page.locator("article.assistant.last, article.assistant").last.wait_for()
     page.wait_for_function("() => !document.querySelector('article[aria-busy=true]')")
+
+
+# What new chats begin with, as the options' "Use for new chats" keeps it.
+OPTIONS = "wishes => localStorage.setItem('abyssal.options', JSON.stringify(wishes))"

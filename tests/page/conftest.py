@@ -5,7 +5,9 @@ A browser is wanted on the machine; where none is, these tests are skipped, but 
 
 import os
 import shutil
+import time
 from collections.abc import Callable, Iterator
+from functools import partial
 
 import pytest
 import torch
@@ -18,6 +20,7 @@ from abyssal.model.transformer import DeepSeekV3
 from abyssal.serve.store import Store
 from abyssal.tokenizer.bpe import Tokenizer
 from tests.page.acts import DESKTOP
+from tests.page.pupil import LESSONS, train
 from tests.serve.wire import listening
 
 TEXT = "the deep sea is dark and the fish see nothing. who swims there? 深海 البحر la mer il mare\n"
@@ -53,6 +56,25 @@ def llm() -> LLM:
     return LLM(model.eval(), tokenizer, options=EngineOptions(max_running=8))
 
 
+@pytest.fixture(scope="session")
+def pupil(tmp_path_factory: pytest.TempPathFactory) -> LLM:
+    """One that knows its lessons, from a folder; a module names it llm where it wants it.
+
+    Of several workers one trains it, and the others wait.
+    """
+    base = tmp_path_factory.getbasetemp()
+    school = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "school"
+    try:
+        school.mkdir()
+        train(LESSONS, school / "learning").rename(school / "pupil")
+    except FileExistsError:
+        until_s = time.monotonic() + 300
+        while not (school / "pupil").is_dir():
+            assert time.monotonic() < until_s, "the worker that trains did not finish"
+            time.sleep(0.1)
+    return LLM(school / "pupil")
+
+
 @pytest.fixture(scope="module")
 def address(llm: LLM, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The service, without keys, with a history of its own."""
@@ -79,17 +101,19 @@ Opened = Callable[..., Page]
 
 
 @pytest.fixture
-def opened(browser: Browser, address: str) -> Iterator[Opened]:
-    """Opens a page like somebody new; nothing may go wrong in it that is not looked for."""
+def visit(browser: Browser) -> Iterator[Opened]:
+    """Opens an address like somebody new; nothing may go wrong that is not looked for."""
     contexts: list[BrowserContext] = []
     wrong: list[str] = []
 
-    def open(path: str = "", **options: object) -> Page:
+    def open(address: str, path: str = "", first: str = "", **options: object) -> Page:
         context = browser.new_context(**{"locale": "en-US", "viewport": DESKTOP, **options})  # type: ignore[arg-type]
         context.grant_permissions(["clipboard-read", "clipboard-write"])
         contexts.append(context)
         page = context.new_page()
-        page.set_default_timeout(30_000)
+        if first:
+            page.add_init_script(first)
+        page.set_default_timeout(20_000)
         page.on("pageerror", lambda error: wrong.append(str(error)))
         page.on(
             "request", lambda request: _is_ours(request.url, address) or wrong.append(request.url)
@@ -102,6 +126,12 @@ def opened(browser: Browser, address: str) -> Iterator[Opened]:
     for context in contexts:
         context.close()
     assert not wrong
+
+
+@pytest.fixture
+def opened(visit: Opened, address: str) -> Opened:
+    """Opens the module's service."""
+    return partial(visit, address)
 
 
 def _is_ours(url: str, address: str) -> bool:

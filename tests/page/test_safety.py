@@ -1,101 +1,115 @@
-"""No text becomes a script: not in titles, turns, thoughts, tool results, files or folders."""
+"""No text becomes a script: not what the model writes, nor what an imported chat holds."""
 
+import json
 import uuid
 
 import httpx
 import pytest
 
-HOSTILE = [
-    "<script>window.__ran = 1</script>",
-    "<img src=x onerror='window.__ran = 1'>",
-    "<svg/onload=window.__ran=1>",
-    "<svg><script>window.__ran=1</script></svg>",
-    "<iframe srcdoc='<script>parent.__ran=1</script>'></iframe>",
-    "<a href='javascript:window.__ran=1'>x</a>",
-    "[x](javascript:window.__ran=1)",
-    "[x](JaVaScRiPt:window.__ran=1)",
-    "[x](java\tscript:window.__ran=1)",
-    "[x](data:text/html,<script>opener.__ran=1</script>)",
-    "[x](vbscript:window.__ran=1)",
-    "![x](javascript:window.__ran=1)",
-    "![x](https://evil.example/beacon.png)",
-    "<math><mtext></p><style><img src=x onerror=window.__ran=1>",
-    "<details open ontoggle=window.__ran=1>",
-    "<form action=javascript:window.__ran=1><button>x</button></form>",
-    "<body onload=window.__ran=1>",
-    "<input autofocus onfocus=window.__ran=1>",
-    "<object data=javascript:window.__ran=1></object>",
-    "<link rel=stylesheet href=https://evil.example/x.css>",
-    "<base href=https://evil.example/>",
-    "<meta http-equiv=refresh content='0;url=https://evil.example'>",
-    "<style>@import 'https://evil.example/x.css';</style>",
-    "```html\n<script>window.__ran=1</script>\n```",
-    '```"><img src=x onerror=window.__ran=1>\nx\n```',
-    "`<img src=x onerror=window.__ran=1>`",
-    r"$\href{javascript:window.__ran=1}{x}$",
-    r"$$\htmlData{x=1}{\includegraphics{https://evil.example/a.png}}$$",
-    r"\(\url{javascript:window.__ran=1}\)",
-    "<p style='background:url(https://evil.example/x)'>x</p>",
-    "| a |\n| --- |\n| <img src=x onerror=window.__ran=1> |",
-    "&lt;script&gt;window.__ran=1&lt;/script&gt;",
-    "\u202e<script>window.__ran=1</script>",
-    '<noscript><p title="</noscript><img src=x onerror=window.__ran=1>">',
-    "<template><script>window.__ran=1</script></template>",
-    "{{constructor.constructor('window.__ran=1')()}}",
-    "<x contenteditable onblur=window.__ran=1 tabindex=1>",
-]
-
-ACTIVE = "script, iframe, object, style, link, base, meta, form[action], [onerror], [onload]"
+from tests.page.acts import OPTIONS, answered
+from tests.page.hostile import HOSTILE, WATCH
+from tests.page.pupil import PARROT, TOOL
 
 
-def keep(address, text):
-    """A chat whose title, folder, turns, thought, file, call and result are all this text."""
-    chat, question, answer, result = (uuid.uuid4().hex for _ in range(4))
+@pytest.fixture(scope="module")
+def llm(pupil):
+    return pupil
+
+
+@pytest.fixture
+def page(opened):
+    page = opened(first=WATCH)
+    assert page.evaluate("window.__changes") > 0, "nobody watches"
+    return page
+
+
+def found(page):
+    """What became active anywhere at any time."""
+    return page.evaluate("window.__found"), page.evaluate("window.__ran")
+
+
+def chats(address):
+    with httpx.Client(base_url=f"{address}/history/", timeout=30) as http:
+        listed = http.get("chats", params={"limit": 200}).json()["data"]
+        whole = [http.get(f"chats/{chat['id']}").json() for chat in listed]
+    return {chat["title"]: chat["messages"] for chat in whole}
+
+
+def test_what_the_model_writes_never_runs_while_it_is_written(page, address):
+    """Thoughts, answers, names and arguments of calls: the model itself streams the corpus."""
+    wishes = {"temperature": 0, "thinking": True, "tools": [tool()]}
+    page.evaluate(OPTIONS, wishes)
+    page.keyboard.press("Control+Shift+O")
+    page.evaluate("window.__changes = 0")
+    for lesson in PARROT:
+        page.locator(".welcome").wait_for()
+        page.locator("#message").fill(lesson.asked)
+        page.locator("#message").press("Enter")
+        answered(page)
+        page.locator("article.assistant .name").wait_for()
+        assert found(page) == ([], None), lesson.answer
+        page.keyboard.press("Control+Shift+O")
+    assert page.evaluate("window.__changes") > 5 * len(PARROT), "the answers did not come in pieces"
+    stored = chats(address)
+    for lesson in PARROT:
+        answer = stored[lesson.asked][-1]
+        call = answer["data"]["tool_calls"][0]["function"]
+        written = answer["reasoning"], answer["content"], call["name"], call["arguments"]
+        assert written == (lesson.thought, lesson.answer, lesson.call.name, lesson.call.arguments)
+
+
+def test_what_is_imported_never_runs(page, address):
+    """Titles, folders, turns, thoughts, files, calls, results, tokens: each of them each text."""
+    saved = {"format": "abyssal-history", "version": 1, "chats": [chat_of(t) for t in HOSTILE]}
+    file = {"name": "a.json", "mimeType": "application/json", "buffer": json.dumps(saved).encode()}
+    page.locator("nav input[type=file]").set_input_files(file)
+    page.get_by_text(f"Imported chats: {len(HOSTILE)}").wait_for()
+    for chat, text in zip(saved["chats"], HOSTILE, strict=True):
+        page.evaluate("id => { location.hash = `#/chat/${id}` }", chat["id"])
+        page.locator(f"[id='edit-{chat['messages'][0]['id']}']").wait_for(state="attached")
+        page.locator("main summary").click()
+        page.locator("article.assistant").get_by_role("button", name="Look inside").click()
+        page.locator("aside [role=option]").wait_for()
+        assert found(page) == ([], None), text
+    page.get_by_role("searchbox").fill("window")  # snippets
+    page.wait_for_function("() => document.querySelectorAll('nav .snippet').length > 20")
+    assert found(page) == ([], None)
+
+
+def chat_of(text):
+    """A chat that is this text all over."""
+    ids = [uuid.uuid4().hex for _ in range(3)]
     call = {"id": "c1", "type": "function", "function": {"name": text, "arguments": text}}
-    turns = (
-        (question, None, "user", {"attachments": [{"name": text[:100], "text": text}]}),
-        (answer, question, "assistant", {"tool_calls": [call], "finish_reason": "stop"}),
-        (result, answer, "tool", {"tool_call_id": "c1"}),
-    )
-    with httpx.Client(base_url=address) as http:
-        named = http.put(f"/history/chats/{chat}", json={"title": text[:180], "folder": text[:180]})
-        assert named.status_code == 200, named.text
-        for id, parent, role, data in turns:
-            thought = text if role == "assistant" else None
-            body = {"parent": parent, "role": role, "content": text, "reasoning": thought}
-            made = http.put(f"/history/chats/{chat}/messages/{id}", json=body | {"data": data})
-            assert made.status_code == 200, made.text
-    return chat
+    token = {"text": text, "logprob": -1, "top": [[text, -1]], "experts": None, "drafted": False}
+    inside = {"tokens": [token], "summary": None}
+    data = [
+        {"attachments": [{"name": text[:100], "text": text}]},
+        {"tool_calls": [call], "finish_reason": text, "model": text, "insight": inside},
+        {"tool_call_id": "c1", "error": text},
+    ]
+    messages = [
+        {"id": id, "parent": parent, "role": role, "content": text, "data": held, "created": 1,
+         "reasoning": text if role == "assistant" else None}
+        for id, parent, role, held in zip(
+            ids, [None, *ids], ["user", "assistant", "tool"], data, strict=False)
+    ]  # fmt: skip
+    return {
+        "id": uuid.uuid4().hex, "title": text[:180], "folder": text[:180], "pinned": False,
+        "options": {"system": text, "stop": [text]}, "current": ids[-1], "created": 1,
+        "updated": 1, "deleted": None, "messages": messages,
+    }  # fmt: skip
 
 
-@pytest.mark.parametrize("first", range(0, len(HOSTILE), 10))
-def test_nothing_runs(opened, address, first):
-    texts = HOSTILE[first : first + 10]
-    chats = [keep(address, text) for text in texts]
-    page = opened()
-    for chat, text in zip(chats, texts, strict=True):
-        page.goto(f"{address}/#/chat/{chat}")
-        page.locator("article.tool").wait_for()
-        for fold in page.locator("main summary").all():
-            fold.click()
-        page.mouse.move(300, 300)
-        for link in page.locator("main article a").all():
-            target = link.get_attribute("href") or ""
-            assert target.startswith(("http:", "https:", "mailto:", "#")), (text, target)
-        active = (
-            "main :is(script, iframe, object, style, link, base, meta, form[action], [onerror])"
-        )
-        assert page.locator(active).count() == 0, text
-        images = page.locator("main img").evaluate_all("all => all.map(one => one.src)")
-        assert all(src.startswith(("data:", "blob:")) for src in images), (text, images)
-        assert page.evaluate("window.__ran") is None, text
+def tool():
+    return {"type": "function", "function": {"name": TOOL.name}}
 
 
-def test_what_got_in_nonetheless_would_be_seen_and_would_not_run(opened):
+def test_what_got_in_nonetheless_would_be_seen_and_would_not_run(page):
     """The first wall is what is shown; the policy is the second, and these tests see through it."""
-    page = opened()
     hole = "document.querySelector('main').insertAdjacentHTML('beforeend', text)"
-    page.evaluate(f"text => {{ {hole} }}", HOSTILE[1].replace("src=x", "src=data:,"))
-    assert page.locator(f"main :is({ACTIVE})").count() == 1
+    page.evaluate(f"text => {{ {hole} }}", "<img src=data:, onerror='window.__ran = 1'>")
     page.wait_for_function("() => document.querySelector('main > img:last-of-type').complete")
-    assert page.evaluate("window.__ran") is None
+    seen, ran = found(page)
+    assert any("onerror" in one for one in seen)
+    assert any("script-src" in one for one in seen)
+    assert ran is None

@@ -1,6 +1,7 @@
 """Every view in five languages, light and dark, on a desktop and a phone: whole, and accessible.
 
-Pictures go to PAGE_SHOTS, where that names a folder.
+Pictures of all of them go to PAGE_SHOTS, where that names a folder; without it every language is
+seen, and each view in two of them.
 """
 
 import os
@@ -17,97 +18,158 @@ LANGUAGES = {"en": "en-US", "fr": "fr-FR", "it": "it-IT", "ar": "ar-EG", "zh": "
 SHOTS = os.environ.get("PAGE_SHOTS")
 LOOKS = [("desktop", "light"), ("phone", "dark")]
 LOOKS += [("desktop", "dark"), ("phone", "light")] if SHOTS else []  # the same rules, other colors
+TOURS = [("en", "desktop", "light"), ("ar", "phone", "dark")]
+
+TALKS = {
+    "en": ("How deep is the sea?", "On average **3,688 m**; the Mariana Trench is $10\\,935$ m."),
+    "fr": ("Quelle est la profondeur de la mer ?", "En moyenne **3 688 m**, soit $p = \\rho g d$."),
+    "it": ("Quanto è profondo il mare?", "In media **3688 m**, quindi $p = \\rho g d$."),
+    "ar": ("ما عمق البحر؟ (Mariana Trench)", "المتوسط **3688 م**، والضغط $p = \\rho g d$ بالطبع."),
+    "zh": ("大海有多深？", "平均 **3688 米**，压强为 $p = \\rho g d$，见 Mariana 海沟。"),
+}
+DEPTHS = """
+
+| sea | m |
+| --- | ---: |
+| المتوسط | 1,500 |
+| 南海 | 1,212 |
+
+```python
+def depth(pressure: float) -> float:
+    return pressure / (1025 * 9.81)  # meters
+```
+
+1. [a link](https://example.com)
+2. > a quotation
+"""
+THOUGHT = "Pressure grows with depth: $x^2$."
 
 
-def look(page, name):
-    """A picture, no violation, nothing wider than the window."""
-    if SHOTS:
-        Path(SHOTS).mkdir(parents=True, exist_ok=True)
-        page.screenshot(path=Path(SHOTS) / f"{name}.png")
-    wide = page.evaluate("document.documentElement.scrollWidth - innerWidth")
-    assert wide <= 0, f"{name} is {wide} px too wide"
-    found = Axe().run(page)
-    assert found.violations_count == 0, found.generate_report()
+def keep(address, title, question, answer, folder=None):
+    """A chat of one answer; its id."""
+    chat, first, second = (uuid.uuid4().hex for _ in range(3))
+    data = {"thought_ms": 4200, "elapsed_ms": 9000, "finish_reason": "stop"}
+    turns = (
+        (first, None, "user", question, None, {"attachments": [{"name": "sea.txt", "text": "a"}]}),
+        (second, first, "assistant", answer, THOUGHT, data),
+    )
+    with httpx.Client(base_url=f"{address}/history/chats/") as http:
+        http.put(chat, json={"title": title, "folder": folder}).raise_for_status()
+        for id, parent, role, content, reasoning, held in turns:
+            body = {"parent": parent, "role": role, "content": content, "data": held}
+            body["reasoning"] = reasoning
+            http.put(f"{chat}/messages/{id}", json=body).raise_for_status()
+    return chat
+
+
+class Viewer:
+    """Looks at a page in one language, size and scheme."""
+
+    def __init__(self, page, name):
+        self.page, self.name = page, name
+
+    def look(self, view):
+        """A picture, no violation, nothing wider than the window."""
+        name = f"{self.name}-{view}"
+        if SHOTS:
+            Path(SHOTS).mkdir(parents=True, exist_ok=True)
+            self.page.screenshot(path=Path(SHOTS) / f"{name}.png")
+        wide = self.page.evaluate("document.documentElement.scrollWidth - innerWidth")
+        assert wide <= 0, f"{name} is {wide} px too wide"
+        found = Axe().run(self.page)
+        assert found.violations_count == 0, found.generate_report()
 
 
 @pytest.mark.parametrize(("size", "scheme"), LOOKS)
 @pytest.mark.parametrize("language", LANGUAGES)
-def test_views(opened, language, size, scheme):
+def test_views(opened, address, language, size, scheme):
+    question, answer = TALKS[language]
+    chat = keep(address, question, question, answer + DEPTHS)
     page = opened(
-        locale=LANGUAGES[language], color_scheme=scheme, reduced_motion="reduce",
-        viewport=DESKTOP if size == "desktop" else PHONE,
+        f"#/chat/{chat}", locale=LANGUAGES[language], color_scheme=scheme,
+        reduced_motion="reduce", viewport=DESKTOP if size == "desktop" else PHONE,
     )  # fmt: skip
-    name = f"{language}-{size}-{scheme}"
-    field = page.locator("#message")
-    field.wait_for()
+    viewer = Viewer(page, f"{language}-{size}-{scheme}")
+    page.locator("article.assistant > .prose .katex").first.wait_for()
+    page.locator("pre code span").first.wait_for()
     assert page.evaluate("document.documentElement.lang").startswith(language)
     assert page.evaluate("document.documentElement.dir || 'ltr'") == (
         "rtl" if language == "ar" else "ltr"
     )
-    look(page, f"{name}-new")
-    field.fill("the fish: **dark** $x^2$\n\n| a | b |\n|---|---|\n| 1 | 2 |")
-    field.press("Enter")
-    page.locator("article.assistant").wait_for()
-    page.wait_for_function("() => !document.querySelector('article[aria-busy=true]')")
-    look(page, f"{name}-chat")
-    page.goto(page.url.split("#")[0] + "#/model")
+    viewer.look("chat")
+    if SHOTS or (language, size, scheme) in TOURS:
+        tour(page, viewer, size)
+    page.evaluate("location.hash = '#/model'")
     page.locator("main h1").wait_for()
-    look(page, f"{name}-model")
+    page.locator("svg .line").first.wait_for(state="attached")
+    viewer.look("model")
+    page.evaluate("location.hash = '#/'")
+    page.locator(".welcome").wait_for()
+    viewer.look("new")
 
 
-ANSWER = """## Depth
-
-It is $d = \\frac{p}{\\rho g}$ deep:
-
-$$\\int_0^d \\rho g\\,dz = p$$
-
-| sea | m |
-| --- | --- |
-| المتوسط | 1,500 |
-
-```python
-def depth(p):
-    return p / 9.81
-```
-
-> **quoted** and [linked](https://example.com)
-"""
+def tour(page, viewer, size):
+    """What opens over or beside a chat."""
+    page.locator("article.assistant summary").click()
+    viewer.look("thought")
+    page.locator("article.user").hover()
+    page.locator("article.user .actions button").nth(1).click()
+    viewer.look("edit")
+    page.keyboard.press("Escape")
+    page.locator("#message").fill("the fish")
+    page.locator("#message").press("Enter")
+    page.wait_for_function("() => document.querySelectorAll('article').length === 4")
+    page.wait_for_function("() => !document.querySelector('article[aria-busy=true]')")
+    page.locator("article.last button[aria-pressed]").click()
+    page.locator("aside canvas").wait_for()
+    viewer.look("inside")
+    page.locator("aside header button").click()
+    page.locator("article.last .actions button").last.click()
+    page.locator("dialog pre").wait_for()
+    viewer.look("json")
+    page.keyboard.press("Escape")
+    page.locator("main header .icon-button").last.click()
+    page.locator("dialog textarea").first.wait_for()
+    viewer.look("options")
+    page.keyboard.press("Escape")
+    if size == "phone":
+        page.locator("main header .icon-button").first.click()
+        page.locator("nav").wait_for()
+        viewer.look("sidebar")
+    page.locator("nav .bottom .icon-button").last.click()
+    page.locator("[role=menu]").wait_for()
+    viewer.look("menu")
+    page.keyboard.press("Escape")
+    page.locator("nav .bottom .icon-button").first.click()
+    page.locator("dialog select").first.wait_for()
+    viewer.look("settings")
+    page.keyboard.press("Escape")
+    if size == "phone":
+        page.locator("nav").wait_for()  # Escape closed the dialog alone
+        page.keyboard.press("Escape")
+        page.locator("nav").wait_for(state="hidden")
 
 
 def test_an_answer_is_set(opened, address):
     """Formulas, tables, code and thoughts, by their parts."""
-    chat, question, answer = (uuid.uuid4().hex for _ in range(3))
-    with httpx.Client(base_url=f"{address}/history/chats/") as http:
-        http.put(chat, json={"title": "Depth"}).raise_for_status()
-        asked = {"parent": None, "role": "user", "content": "How deep?"}
-        http.put(f"{chat}/messages/{question}", json=asked).raise_for_status()
-        body = {"parent": question, "role": "assistant", "content": ANSWER, "reasoning": "$x^2$"}
-        http.put(f"{chat}/messages/{answer}", json=body).raise_for_status()
-    page = opened(f"#/chat/{chat}")
+    answer = "$$\\int_0^d \\rho g\\,dz = p$$" + DEPTHS
+    page = opened(f"#/chat/{keep(address, 'Depth', 'How deep?', answer)}")
     said = page.locator("article.assistant")
-    said.locator(".katex").nth(1).wait_for()
+    said.locator(".katex-display").wait_for()
     said.locator("pre code span").first.wait_for()  # colored
-    assert said.locator("table td").all_text_contents() == ["المتوسط", "1,500"]
-    assert said.locator("blockquote strong").text_content() == "quoted"
-    link = said.get_by_role("link", name="linked")
+    assert said.locator("table td").all_text_contents() == ["المتوسط", "1,500", "南海", "1,212"]
+    assert said.locator("blockquote").text_content().strip() == "a quotation"
+    link = said.get_by_role("link", name="a link")
     assert "noopener" in (link.get_attribute("rel") or "")
+    assert "4.2" in said.locator("summary").text_content()
     said.locator("summary").click()
     said.locator("details .katex").wait_for()
     said.locator("pre").hover()
     said.get_by_role("button", name="Copy").first.click()
-    assert "return p / 9.81" in page.evaluate("navigator.clipboard.readText()")
-    look(page, "set")
+    assert "return pressure / " in page.evaluate("navigator.clipboard.readText()")
 
 
 def test_twice_as_large_it_still_fits(opened):
     page = opened(viewport={"width": 640, "height": 400}, device_scale_factor=2)
     ask(page, "fish")
-    look(page, "zoomed")
-
-
-def test_what_is_inside_an_answer(opened):
-    page = opened()
-    ask(page, "fish")
-    page.get_by_role("button", name="Look inside").click()
-    page.get_by_role("complementary").wait_for()
-    look(page, "inside")
+    Viewer(page, "en-zoomed").look("chat")

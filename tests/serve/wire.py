@@ -21,7 +21,7 @@ def listening(
     llm: LLM, max_waiting: int | None = 64, history: Store | None = None, **changes: Any
 ) -> Iterator[str]:
     """The address of a service in a thread of its own."""
-    values = settings(port=0, **{"api_keys": (KEY,), **changes})
+    values = settings(**{"port": 0, "api_keys": (KEY,), **changes})
     with _bound(values) as listener:
         server = Server(create_app(llm, values, max_waiting, history), values)
         thread = threading.Thread(target=lambda: asyncio.run(server.serve([listener])))

@@ -73,7 +73,8 @@ test('the usual Markdown works', () => {
   expect(html('# a\n\n**b** *c* ~~d~~ `e`')).toBe(
     '<h1 dir="auto">a</h1>\n<p dir="auto"><strong>b</strong> <em>c</em> <s>d</s> <code>e</code></p>\n',
   );
-  expect(html('| a | b |\n|:-:|--:|\n| 1 | 2 |')).toContain('<td class="to-right" dir="auto">2</td>');
+  expect(html('| a | b |\n|:-:|--:|\n| 1 | 2 |')).toContain('<td class="to-right">2</td>');
+  expect(html('- א\n  - b')).toBe('<ul dir="auto">\n<li>א\n<ul>\n<li>b</li>\n</ul>\n</li>\n</ul>\n'); // marks on one side
   expect(html('https://a.example')).toContain('<a href="https://a.example" target="_blank" rel="noopener noreferrer nofollow">');
   expect(html('![cat](https://a.example/cat.png)')).toContain('<a href="https://a.example/cat.png"');
 });

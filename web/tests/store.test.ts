@@ -1,9 +1,11 @@
 import { expect, test } from 'vitest';
+import { ApiError } from '../src/api/http';
 import { momentOf, parseMetrics, rates, total } from '../src/api/metrics';
 import { extentOf, pathOf } from '../src/model/scale';
 import { grouped } from '../src/store/chats.svelte';
 import { matching, toExport, toMarkdown } from '../src/store/documents';
 import { Outbox } from '../src/store/outbox';
+import { partsOf } from '../src/store/server';
 import { chatOf, dataOf, messageOf, optionsOf, wholeChatOf } from '../src/store/shape';
 import type { Chat, WholeChat } from '../src/chat/types';
 
@@ -64,6 +66,40 @@ test('the outbox keeps order, joins what waits, and loses nothing', async () => 
   await box.retry();
   expect([done, box.size]).toEqual([['a', 'b2'], 0]);
   expect(problems.at(-1)).toBeNull();
+});
+
+test('what is refused for good steps aside and is tried again when asked', async () => {
+  const done: string[] = [];
+  const problems: unknown[] = [];
+  const box = new Outbox((problem) => problems.push(problem));
+  let status = 413;
+  const refused = (): Promise<void> =>
+    status === 0 ? (done.push('large'), Promise.resolve()) : Promise.reject(new ApiError(status, 'too large'));
+  await box.put('large', refused);
+  await box.put('next', () => Promise.resolve(done.push('next')));
+  expect([done, box.size, box.hasRefused('large')]).toEqual([['next'], 1, true]);
+  expect(problems.at(-1)).toBeInstanceOf(ApiError);
+  status = 429; // from now on only for the moment: what follows waits
+  await box.retry();
+  await box.put('last', () => Promise.resolve(done.push('last')));
+  expect([done, box.size, box.hasRefused('large')]).toEqual([['next'], 2, false]);
+  status = 0;
+  await box.retry();
+  expect([done, box.size, problems.at(-1)]).toEqual([['next', 'large', 'last'], 0, null]);
+});
+
+test('a large export goes in parts, the oldest chats first', () => {
+  const chats = Array.from({ length: 9 }, (_, n) => ({ id: n, text: 'x'.repeat(n * 10) }));
+  for (const most of [1, 60, 150, 1e6]) {
+    const parts = partsOf({ format: 'f', chats }, most) as { format: string; chats: typeof chats }[];
+    expect(parts.toReversed().flatMap((part) => part.chats)).toEqual(chats);
+    for (const { format, chats: some } of parts) {
+      expect(format).toBe('f');
+      expect(some.length === 1 || JSON.stringify(some).length <= most + 2 * some.length).toBe(true);
+    }
+  }
+  expect(partsOf({ chats: 3 })).toEqual([{ chats: 3 }]);
+  expect(partsOf({ chats: [] })).toEqual([{ chats: [] }]);
 });
 
 test('Prometheus text becomes numbers', () => {

@@ -107,8 +107,8 @@ export class Answer {
   }
 
   /** What is kept beside the text; times in ms. */
-  data(now: number): MessageData {
-    const insight = this.insight();
+  data(now: number, withInsight = true): MessageData {
+    const insight = withInsight ? this.insight() : undefined;
     return {
       model: this.model,
       finish_reason: this.finishReason,

@@ -61,5 +61,6 @@ export function shapeOf(
 
 /** A token's text as it can be seen: spaces and breaks have signs. */
 export function visibleText(text: string): string {
-  return text.replace(/\n/g, '⏎').replace(/\t/g, '⇥').replace(/^ +$/, (spaces) => '␣'.repeat(spaces.length));
+  const bytes = /^bytes:((?:\\x[0-9a-f]{2})+)$/.exec(text)?.[1]; // a part of a letter
+  return (bytes ?? text).replace(/\n/g, '⏎').replace(/\t/g, '⇥').replace(/^ +$/, (spaces) => '␣'.repeat(spaces.length));
 }

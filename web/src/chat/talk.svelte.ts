@@ -110,12 +110,18 @@ export class Talk {
     this.chat = { ...this.chat, ...patch };
     this.around.changed(this.chat);
     const { history } = this.around;
-    void this.outbox.put(`chat ${Object.keys(patch).join()}`, () => history.putChat(this.id, patch));
+    void this.outbox.put(`chat ${Object.keys(patch).join()}`, () => {
+      const { current } = patch;
+      if (current === undefined) return history.putChat(this.id, patch);
+      return history.putChat(this.id, { ...patch, current: this.storedAbove(current) });
+    });
   }
 
   /** Store again what could not be stored. */
   retrySaving(): void {
+    const moved = this.messages.filter(({ parent }) => parent !== null && this.outbox.hasRefused(parent));
     void this.outbox.retry();
+    for (const message of moved) this.store(message); // back below the message they belong to
   }
 
   /** Whether something would be lost by leaving. */
@@ -150,14 +156,26 @@ export class Talk {
     this.save(message);
   }
 
-  private save(message: Message): void {
+  private store(message: Message): void {
     const kept = { ...message, data: fitting(message.data) };
     const { history } = this.around;
-    void this.outbox.put(message.id, () => history.putMessage(this.id, kept));
+    void this.outbox.put(message.id, () =>
+      history.putMessage(this.id, { ...kept, parent: this.storedAbove(kept.parent) }),
+    );
+  }
+
+  private save(message: Message): void {
+    this.store(message);
     if (this.chat !== null) {
       this.chat = { ...this.chat, current: message.id, updated: Date.now() };
       this.around.changed(this.chat);
     }
+  }
+
+  /** A message or the nearest one above it that the history took: what follows hangs from there. */
+  private storedAbove(id: string | null): string | null {
+    const above = pathTo(this.messages, id);
+    return above.findLast((message) => !this.outbox.hasRefused(message.id))?.id ?? null;
   }
 
   private replace(message: Message): void {
@@ -173,7 +191,7 @@ export class Talk {
     this.live = { id: empty.id, content: '', reasoning: null, calls: 0 };
     const stopper = (this.stopper = new AbortController());
     const answer = new Answer(performance.now());
-    const saver = setInterval(() => { this.keep(empty, answer); }, SAVE_EVERY_MS);
+    const saver = setInterval(() => { this.keep(empty, answer, { isWhole: false }); }, SAVE_EVERY_MS);
     let fault: unknown = null;
     try {
       const body = await this.bodyFor(read, answer);
@@ -183,7 +201,7 @@ export class Talk {
     } finally {
       clearInterval(saver);
     }
-    this.keep(empty, answer, fault);
+    this.keep(empty, answer, { fault });
     if (this.live?.id === empty.id) this.live = null;
   }
 
@@ -204,10 +222,10 @@ export class Talk {
     if (this.live?.id === id) this.live = { id, content, reasoning, calls: calls.length };
   }
 
-  /** Store an answer as far as it is written. */
-  private keep(empty: Message, answer: Answer, fault: unknown = null): void {
+  /** Store an answer as far as it is written; its insight, which is long, only when it is whole. */
+  private keep(empty: Message, answer: Answer, { fault = null as unknown, isWhole = true } = {}): void {
     const { content, reasoning } = answer;
-    const data = answer.data(performance.now());
+    const data = answer.data(performance.now(), isWhole);
     if (fault !== null) data.error = reasonOf(fault);
     const message = { ...empty, content, reasoning, data };
     const isShown = this.current;

@@ -95,6 +95,7 @@ export const ar: Catalog = {
   importChats: 'استيراد محادثات',
   imported: 'تم الاستيراد: المحادثات {chats}، الرسائل {messages}، الموجودة من قبل {skipped}.',
   importFailed: 'تعذَّر استيراد هذا الملف: {reason}',
+  importTooLarge: 'الملف أكبر من {limit}؛ قسّم قائمة محادثاته على عدة ملفات.',
   inBrowser: 'هذا الخادم لا يحفظ السجل: تبقى المحادثات في هذا المتصفح.',
   chatMissing: 'هذه المحادثة غير موجودة أو ليست لك.',
   options: 'الخيارات',

@@ -98,6 +98,7 @@ export const en = {
   importChats: 'Import chats',
   imported: 'Imported chats: {chats}, messages: {messages}, already here: {skipped}.',
   importFailed: 'This file could not be imported: {reason}',
+  importTooLarge: 'The file is larger than {limit}; split its list of chats into several files.',
   inBrowser: 'This server keeps no history: chats stay in this browser.',
   chatMissing: 'This chat does not exist, or it is not yours.',
   // Options of a chat

@@ -95,6 +95,7 @@ export const fr: Catalog = {
   importChats: 'Importer des discussions',
   imported: 'Importés : discussions {chats}, messages {messages} ; déjà présentes : {skipped}.',
   importFailed: 'Ce fichier n’a pas pu être importé : {reason}',
+  importTooLarge: 'Le fichier dépasse {limit} ; répartissez sa liste de discussions en plusieurs fichiers.',
   inBrowser: 'Ce serveur ne garde pas d’historique : les discussions restent dans ce navigateur.',
   chatMissing: 'Cette discussion n’existe pas, ou n’est pas à vous.',
   options: 'Options',

@@ -95,6 +95,7 @@ export const it: Catalog = {
   importChats: 'Importa chat',
   imported: 'Importati: chat {chats}, messaggi {messages}; già presenti: {skipped}.',
   importFailed: 'Non è stato possibile importare il file: {reason}',
+  importTooLarge: 'Il file supera {limit}; dividi il suo elenco di chat in più file.',
   inBrowser: 'Questo server non conserva la cronologia: le chat restano in questo browser.',
   chatMissing: 'Questa chat non esiste, o non è tua.',
   options: 'Opzioni',

@@ -95,6 +95,7 @@ export const zh: Catalog = {
   importChats: '导入对话',
   imported: '已导入：对话 {chats}，消息 {messages}，已存在 {skipped}。',
   importFailed: '无法导入这个文件：{reason}',
+  importTooLarge: '文件超过 {limit}；请将其中的对话列表拆分为多个文件。',
   inBrowser: '服务器不保存历史：对话只留在这个浏览器里。',
   chatMissing: '这个对话不存在，或不属于你。',
   options: '选项',

@@ -1,10 +1,12 @@
 /** The list of chats beside the conversation: found, grouped, changed, thrown away and brought back. */
 
 import type { Chat, FoundChat } from '../chat/types';
+import { t, words } from '../i18n/words.svelte';
 import { saveFile } from './documents';
 import type { Format, History, Imported } from './history';
 
 const DAY_MS = 86_400_000;
+const MAX_IMPORT_BYTES = 400_000_000; // browsers hold texts of about 512 MB
 const EAGER_PAGES = 4; // of 50 chats, read at once
 
 export interface Group {
@@ -121,7 +123,11 @@ export class ChatList {
     saveFile(file, `${name}.${format === 'json' ? 'json' : 'md'}`);
   }
 
+  /** Add the chats of a file. Throws Error where it is larger than a browser can read at once. */
   async import(file: File): Promise<Imported> {
+    if (file.size > MAX_IMPORT_BYTES) {
+      throw new Error(t('importTooLarge', { limit: words.bytes(MAX_IMPORT_BYTES) }));
+    }
     const result = await this.history.import(await file.text());
     await this.load();
     return result;

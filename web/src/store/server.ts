@@ -5,6 +5,8 @@ import type { Chat, FoundChat, Message, WholeChat } from '../chat/types';
 import type { ChatPatch, Format, History, Imported, Page, Query } from './history';
 import { chatOf, wholeChatOf } from './shape';
 
+const MAX_PART_CHARS = 12_000_000; // the server takes 64 MiB and 8 Mi values; a letter is up to 4 bytes
+
 /** Chats on the server. */
 export class ServerHistory implements History {
   readonly place = 'server';
@@ -50,8 +52,37 @@ export class ServerHistory implements History {
   }
 
   async import(file: string): Promise<Imported> {
-    return json('history/import', sending('POST', JSON.parse(file) as unknown));
+    const sum: Imported = { chats: 0, messages: 0, skipped: 0 };
+    for (const part of partsOf(JSON.parse(file))) {
+      const added = await json<Imported>('history/import', sending('POST', part));
+      sum.chats += added.chats;
+      sum.messages += added.messages;
+      sum.skipped += added.skipped;
+    }
+    return sum;
   }
+}
+
+/**
+ * An export in parts that the server takes: the same object around some of its chats.
+ *
+ * The oldest chats come last in a file and are sent first, as one import of all adds them.
+ */
+export function partsOf(saved: unknown, most = MAX_PART_CHARS): unknown[] {
+  const chats = (saved as { chats?: unknown } | null)?.chats;
+  if (!Array.isArray(chats)) return [saved]; // the server says what is wrong with it
+  const parts: unknown[][] = [[]];
+  let size = 0;
+  for (const chat of (chats as unknown[]).toReversed()) {
+    const more = JSON.stringify(chat).length;
+    if (size > 0 && size + more > most) {
+      parts.push([]);
+      size = 0;
+    }
+    parts.at(-1)?.unshift(chat);
+    size += more;
+  }
+  return parts.map((part) => ({ ...(saved as object), chats: part }));
 }
 
 function found(value: unknown): FoundChat[] {

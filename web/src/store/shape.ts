@@ -31,9 +31,22 @@ function listOf<T>(value: unknown, read: (item: unknown) => T | null): T[] {
   return Array.isArray(value) ? value.map(read).filter((item) => item !== null) : [];
 }
 
-/** The fields that are there. */
-function present<T extends object>(fields: { [K in keyof T]: T[K] | undefined }): T {
-  return Object.fromEntries(Object.entries(fields).filter(([, value]) => value !== undefined)) as T;
+/** The fields that are there and have their type. */
+function fieldsOf<T>(value: Fields, readers: { [K in keyof T]-?: (given: unknown) => T[K] | undefined }): T {
+  const read = Object.entries<(given: unknown) => unknown>(readers).map(([name, reader]) => [name, reader(value[name])]);
+  return Object.fromEntries(read.filter(([, given]) => given !== undefined)) as T;
+}
+
+/** A list with something in it. */
+function some<T>(read: (item: unknown) => T | null): (value: unknown) => T[] | undefined {
+  return (value) => {
+    const found = listOf(value, read);
+    return found.length > 0 ? found : undefined;
+  };
+}
+
+function yes(value: unknown): true | undefined {
+  return value === true ? true : undefined;
 }
 
 function attachment(value: unknown): Attachment | null {
@@ -102,43 +115,39 @@ function usage(value: unknown): Usage | undefined {
 /** A message's data. */
 export function dataOf(value: unknown): MessageData {
   if (!isObject(value)) return {};
-  const calls = listOf(value['tool_calls'], toolCall);
-  const files = listOf(value['attachments'], attachment);
-  return present<MessageData>({
-    model: text(value['model']),
-    finish_reason: text(value['finish_reason']),
-    usage: usage(value['usage']),
-    tool_calls: calls.length > 0 ? calls : undefined,
-    tool_call_id: text(value['tool_call_id']),
-    attachments: files.length > 0 ? files : undefined,
-    insight: insight(value['insight']),
-    elapsed_ms: number(value['elapsed_ms']),
-    thought_ms: number(value['thought_ms']),
-    first_token_ms: number(value['first_token_ms']),
-    left_out: number(value['left_out']),
-    error: text(value['error']),
-    edited: value['edited'] === true ? true : undefined,
+  return fieldsOf<MessageData>(value, {
+    model: text,
+    finish_reason: text,
+    usage,
+    tool_calls: some(toolCall),
+    tool_call_id: text,
+    attachments: some(attachment),
+    insight,
+    elapsed_ms: number,
+    thought_ms: number,
+    first_token_ms: number,
+    left_out: number,
+    error: text,
+    edited: yes,
   });
 }
 
 /** A chat's options. */
 export function optionsOf(value: unknown): Options {
   if (!isObject(value)) return {};
-  const tools = listOf(value['tools'], tool);
-  const stop = listOf(value['stop'], (one) => text(one) ?? null);
-  return present<Options>({
-    system: text(value['system']),
-    temperature: number(value['temperature']),
-    top_p: number(value['top_p']),
-    top_k: number(value['top_k']),
-    min_p: number(value['min_p']),
-    repetition_penalty: number(value['repetition_penalty']),
-    max_tokens: number(value['max_tokens']),
-    seed: number(value['seed']),
-    stop: stop.length > 0 ? stop : undefined,
-    thinking: typeof value['thinking'] === 'boolean' ? value['thinking'] : undefined,
-    json: value['json'] === true ? true : undefined,
-    tools: tools.length > 0 ? tools : undefined,
+  return fieldsOf<Options>(value, {
+    system: text,
+    temperature: number,
+    top_p: number,
+    top_k: number,
+    min_p: number,
+    repetition_penalty: number,
+    max_tokens: number,
+    seed: number,
+    stop: some((one) => text(one) ?? null),
+    thinking: (given) => (typeof given === 'boolean' ? given : undefined),
+    json: yes,
+    tools: some(tool),
   });
 }
 

@@ -59,8 +59,9 @@ export function render(source: string): DocumentFragment {
     link.target = '_blank';
     link.rel = 'noopener noreferrer nofollow';
   }
-  for (const part of fragment.querySelectorAll('p, h1, h2, h3, h4, h5, h6, ul, ol, li, th, td, blockquote')) {
-    part.setAttribute('dir', 'auto');
+  // By the first letters of each part; within a list, a table or a quotation one direction holds.
+  for (const part of fragment.children) {
+    if (!part.classList.contains('math')) part.setAttribute('dir', 'auto');
   }
   for (const part of fragment.querySelectorAll('pre')) part.setAttribute('dir', 'ltr');
   return fragment;
