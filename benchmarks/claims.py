@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
-from claimed import algorithms, arithmetic
+from claimed import algorithms, arithmetic, stages
 from claimed.row import Row
 
 
@@ -33,6 +33,7 @@ GROUPS = (
     Group("cost", arithmetic.costs),
     Group("service", arithmetic.service),
     Group("pipelines", arithmetic.pipelines),
+    Group("pipelines, run", stages.pipelined),
     Group("expert placement", arithmetic.placement),
     Group("routing and balance", algorithms.routing),
     Group("YaRN", algorithms.yarn),

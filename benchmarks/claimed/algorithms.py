@@ -153,6 +153,5 @@ def decoding() -> Iterator[Row]:
 
 def not_built() -> Iterator[Row]:
     """What the list of claims has and this package has no part for."""
-    yield absent("gradients of an 8-stage pipeline", "as without", "pipelines are planned, not run")
     yield absent("Janus-Pro, tokens of an image", 576)
     yield absent("Janus-Pro, code shape; BOI kept in the unconditional row", "holds")
