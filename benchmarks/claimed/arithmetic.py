@@ -1,5 +1,6 @@
 """Claims that are sums: parameters, bytes, FLOPs, money, bubbles, placements."""
 
+import math
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
@@ -52,14 +53,14 @@ def released_folder() -> Iterator[Row]:
     shapes = {part.published: part.shape for part in pieces}
     shapes |= {copy: shapes[original] for copy, original in names.copies(V3).items()}
     for published, shape in shapes.items():
-        size = torch.Size(shape).numel()
         if formats.kind_of(published, "fp8"):
+            numbers, scales = formats.stored_as(published, shape, "fp8").values()
             tensors += 2
-            stored["FP8"] += size
-            stored["scales"] += (formats.num_bytes(shape, "fp8") - size) // 4
+            stored["FP8"] += math.prod(numbers.shape)
+            stored["scales"] += math.prod(scales.shape)
         else:
             tensors += 1
-            stored["biases" if published.endswith("_bias") else "BF16"] += size
+            stored["biases" if published.endswith("_bias") else "BF16"] += math.prod(shape)
     width = {"FP8": 1, "BF16": 2, "biases": 4, "scales": 4}
     yield exact("tensors", 91_991, tensors)
     yield exact("numbers in FP8", 680_571_043_840, stored["FP8"])
