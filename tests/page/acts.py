@@ -5,11 +5,16 @@ from playwright.sync_api import Page
 DESKTOP, PHONE = {"width": 1280, "height": 800}, {"width": 360, "height": 740}
 
 
+# The last message, by the button that only finished ones have.
+_LAST = "document.querySelector('article.last [id^=edit-]')?.id ?? ''"
+
+
 def ask(page: Page, text: str) -> None:
-    """Send a message and wait for the end of its answer."""
-    page.get_by_role("textbox", name="Message").fill(text)
-    page.get_by_role("button", name="Send", exact=True).click()
-    answered(page)
+    """Send a message, in whatever language the page speaks, and wait for the end of its answer."""
+    before = page.evaluate(_LAST)
+    page.locator("#message").fill(text)
+    page.locator("#message").press("Enter")
+    page.wait_for_function(f"before => !['', before].includes({_LAST})", arg=before)
 
 
 def answered(page: Page) -> None:

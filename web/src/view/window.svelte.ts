@@ -9,7 +9,7 @@
 import { tick } from 'svelte';
 import type { Message } from '../chat/types';
 
-const FEWEST = 4; // turns, where a chat is opened
+const FEWEST = 2; // turns, where a chat is opened
 const NEAR_PX = 900; // less than this beyond the view: more turns are wanted
 const FAR_PX = 2400; // more than this beyond it: they may go
 const BUDGET_MS = 6; // of a frame
