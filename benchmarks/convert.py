@@ -236,9 +236,9 @@ def _digests(folder: Path) -> dict[str, str]:
     shards = opened(folder)
     found = {}
     for name in shards.stored:
+        shards.turn_to(name)
         whole = shards.raw(name).contiguous().flatten().view(torch.uint8).numpy()
         found[name] = hashlib.sha256(whole).hexdigest()
-        shards.close()
     return found
 
 

@@ -358,6 +358,21 @@ def test_fp8_comes_back_byte_by_byte(source, tmp_path, between):
     assert not (tmp_path / "again" / round_trip.FILE).exists()
 
 
+@pytest.mark.parametrize("where", ["weight", "weight_scale_inv"])
+@pytest.mark.parametrize("to", ["bf16", "fp32", "int8"])
+def test_nan_in_fp8_or_in_its_scales_is_refused(source, tmp_path, where, to):
+    convert(source, tmp_path / "fp8", "fp8")
+    (path,) = (tmp_path / "fp8").glob("model-*")
+    tensors = load_file(path)
+    name = f"model.layers.0.self_attn.o_proj.{where}"
+    tensors[name].view(torch.uint8)[0] = 0x7F if where == "weight" else 0xFF
+    save_file(tensors, path)
+    with pytest.raises(CheckpointError, match=r"o_proj\.weight holds numbers that are not finite"):
+        convert(tmp_path / "fp8", tmp_path / "out", to)
+    assert not (tmp_path / "out").exists()
+    assert not (tmp_path / ".out.writing").exists()
+
+
 def test_weights_that_were_changed_since_are_quantized_anew(source, tmp_path):
     convert(source, tmp_path / "fp8", "fp8")
     convert(tmp_path / "fp8", tmp_path / "plain", "bf16")
