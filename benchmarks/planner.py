@@ -107,10 +107,8 @@ def main() -> None:
     options.add_argument("--threads", type=int, default=CORES, help="of all processes together")
     args = options.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
-    print(
-        f"{CORES} cores, {args.threads} threads; {args.steps} steps of {SEQUENCES} rows of {SEQ_LEN}\n",
-        flush=True,
-    )
+    rows_of = f"{SEQUENCES} rows of {SEQ_LEN} tokens"
+    print(f"{CORES} cores, {args.threads} threads; {args.steps} steps of {rows_of}\n", flush=True)
     rates: dict[tuple[str, int], list[Rates]] = {}
     runs: dict[str, list[Found]] = {name: [] for name in LAYOUTS}
     empty = {number: _run(EMPTY, _for_empty(number), 3, args).peak_bytes for number in (1, 2)}
