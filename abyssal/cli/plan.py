@@ -51,7 +51,12 @@ Stage = Annotated[
     Literal["pretrain", "extend", "sft", "rl"], _choice("What is planned.", "Training")
 ]
 Tokens = Annotated[
-    float | None, _option("Tokens of the stage, such as 14.8e12.", "Training", metavar="X")
+    float | None,
+    _option(
+        "Tokens of the stage, such as 14.8e12; for rl those of all answers.",
+        "Training",
+        metavar="X",
+    ),
 ]
 Search = Annotated[
     bool,

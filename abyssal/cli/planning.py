@@ -73,6 +73,9 @@ def check_needs_none(names: Sequence[str], given: Sequence[object]) -> None:
 
 
 def _is_recipe(model: str) -> bool:
+    """A file by its name; anything else if a packaged recipe has that name."""
+    if model.endswith(".toml"):
+        return True
     try:
         recipes.load(model)
     except ConfigError:
