@@ -34,8 +34,9 @@ CORES = os.cpu_count() or 1
 SEQ_LEN, SEQUENCES, FEWER = 512, 8, 2
 MEMORY_GOAL, TIME_GOAL = 0.10, 0.25
 MODEL = replace(
-    PRESETS["small"], hidden_size=640, num_hidden_layers=6, intermediate_size=1536,
-    n_routed_experts=24, max_position_embeddings=SEQ_LEN,
+    PRESETS["small"], hidden_size=576, num_hidden_layers=7, intermediate_size=1280,
+    moe_intermediate_size=160, num_attention_heads=6, n_routed_experts=24,
+    max_position_embeddings=SEQ_LEN,
 )  # fmt: skip
 EMPTY = ModelConfig(
     vocab_size=8192, hidden_size=32, num_hidden_layers=2, first_k_dense_replace=1,
@@ -107,10 +108,8 @@ def main() -> None:
     options.add_argument("--threads", type=int, default=CORES, help="of all processes together")
     args = options.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
-    print(
-        f"{CORES} cores, {args.threads} threads; {args.steps} steps of {SEQUENCES} rows of {SEQ_LEN}\n",
-        flush=True,
-    )
+    rows_of = f"{SEQUENCES} rows of {SEQ_LEN} tokens"
+    print(f"{CORES} cores, {args.threads} threads; {args.steps} steps of {rows_of}\n", flush=True)
     rates: dict[tuple[str, int], list[Rates]] = {}
     runs: dict[str, list[Found]] = {name: [] for name in LAYOUTS}
     empty = {number: _run(EMPTY, _for_empty(number), 3, args).peak_bytes for number in (1, 2)}

@@ -2,159 +2,183 @@
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from abyssal.cli import DEMO, Verb, console
 
 if TYPE_CHECKING:
+    from abyssal.cli.planning import Asked
     from abyssal.plan.count import Counts
     from abyssal.plan.search import Found
     from abyssal.plan.serving import Serving
     from abyssal.plan.training import TrainingPlan
 
-_TRAINING, _SERVING, _LAYOUT = "Training", "Serving", "Layout"
-_NAMES = {"shared": "shared experts", "routed": "routed experts"}
+_NEEDS_HARDWARE = ("--devices", "--tokens", "--search", "--serve", "--html", "--dp", "--pp", "--ep",
+                   "--zero")  # fmt: skip
 
 
-def _whole(text: str, panel: str) -> typer.models.OptionInfo:
-    found: typer.models.OptionInfo = typer.Option(help=text, metavar="N", rich_help_panel=panel)
-    return found
+def _option(text: str, panel: str = "", metavar: str = "N") -> Any:
+    """An option of one of the groups that --help shows."""
+    return typer.Option(help=text, metavar=metavar, rich_help_panel=panel or None)
+
+
+def _choice(text: str, panel: str) -> Any:
+    return typer.Option(help=text, rich_help_panel=panel)
+
+
+Model = Annotated[
+    str, typer.Argument(help="A preset such as deepseek-v3, a model folder, or a recipe.")
+]
+SeqLen = Annotated[int, _option("Tokens per training sequence.")]
+Hardware = Annotated[
+    str | None,
+    _option("H800, H100, H200, H20, A100, B200; or this, which is measured.", metavar="NAME"),
+]
+Devices = Annotated[int | None, _option("How many; dp x pp if left out.")]
+Price = Annotated[float | None, _option("Dollars of a device and hour.", metavar="X")]
+Efficiency = Annotated[
+    float, _option("Share of the stated peak that products sustain.", metavar="X")
+]
+Reserve = Annotated[float, _option("Share of a device's memory left free.", metavar="X")]
+IntraNode = Annotated[float | None, _option("Bytes a second to devices of the node.", metavar="X")]
+InterNode = Annotated[float | None, _option("Bytes a second to other nodes.", metavar="X")]
+Html = Annotated[Path | None, _option("Write the plan as one page.", metavar="FILE")]
+Json = Annotated[bool, typer.Option("--json", help="One JSON object and nothing else.")]
+
+Stage = Annotated[
+    Literal["pretrain", "extend", "sft", "rl"], _choice("What is planned.", "Training")
+]
+Tokens = Annotated[
+    float | None,
+    _option(
+        "Tokens of the stage, such as 14.8e12; for rl those of all answers.",
+        "Training",
+        metavar="X",
+    ),
+]
+Search = Annotated[
+    bool,
+    typer.Option(
+        "--search", help="Find the cheapest layout that fits.", rich_help_panel="Training"
+    ),
+]
+Dp = Annotated[int | None, _option("Data-parallel ranks.", "Layout")]
+Pp = Annotated[int, _option("Pipeline stages.", "Layout")]
+Ep = Annotated[int, _option("Ranks that share the routed experts; divides dp.", "Layout")]
+Zero = Annotated[int, _option("1: masters and moments are spread over ranks.", "Layout")]
+Precision = Annotated[
+    Literal["bfloat16", "float32", "fp8"], _choice("Of matrix products.", "Layout")
+]
+Moments = Annotated[Literal["bfloat16", "float32"], _choice("Of AdamW.", "Layout")]
+Recompute = Annotated[
+    Literal["none", "norms", "blocks"],
+    _choice("norms: RMSNorm and MLA's up-projections, as in the paper.", "Layout"),
+]
+Schedule = Annotated[
+    Literal["1f1b", "zb1p", "dualpipe", "dualpipev"], _choice("Of the pipeline.", "Layout")
+]
+Sequences = Annotated[
+    int | None, _option("Of one step; enough to fill the layout if left out.", "Layout")
+]
+MicroSequences = Annotated[int, _option("Of one pass.", "Layout")]
+Serve = Annotated[
+    bool,
+    typer.Option("--serve", help="Plan serving instead of training.", rich_help_panel="Serving"),
+]
+Context = Annotated[int, _option("Tokens cached for each user, on average.", "Serving")]
+Users = Annotated[
+    int | None, _option("Of a device at once; as many as fit, 256 at most.", "Serving")
+]
 
 
 def plan(
-    model: Annotated[
-        str,
-        typer.Argument(help="A preset such as deepseek-v3, a model folder, or a recipe."),
-    ] = DEMO,
-    seq_len: Annotated[int, typer.Option(help="Tokens per training sequence.", metavar="N")] = 4096,
-    hardware: Annotated[
-        str | None,
-        typer.Option(
-            help="H800, H100, H200, H20, A100, B200; or this, which is measured.", metavar="NAME"
-        ),
-    ] = None,
-    devices: Annotated[
-        int | None, typer.Option(help="How many; dp x pp if left out.", metavar="N")
-    ] = None,
-    stage: Annotated[
-        Literal["pretrain", "extend", "sft", "rl"],
-        typer.Option(help="What is planned.", rich_help_panel=_TRAINING),
-    ] = "pretrain",
-    tokens: Annotated[
-        float | None,
-        typer.Option(help="Tokens of the stage, such as 14.8e12.", rich_help_panel=_TRAINING),
-    ] = None,
-    search: Annotated[
-        bool,
-        typer.Option(
-            "--search", help="Find the cheapest layout that fits.", rich_help_panel=_TRAINING
-        ),
-    ] = False,
-    dp: Annotated[int | None, _whole("Data-parallel ranks.", _LAYOUT)] = None,
-    pp: Annotated[int, _whole("Pipeline stages.", _LAYOUT)] = 1,
-    ep: Annotated[int, _whole("Ranks that share the routed experts; divides dp.", _LAYOUT)] = 1,
-    zero: Annotated[int, _whole("1: masters and moments are spread over ranks.", _LAYOUT)] = 0,
-    precision: Annotated[
-        Literal["bfloat16", "float32", "fp8"],
-        typer.Option(help="Of matrix products.", rich_help_panel=_LAYOUT),
-    ] = "bfloat16",
-    moments: Annotated[
-        Literal["bfloat16", "float32"],
-        typer.Option(help="Of AdamW.", rich_help_panel=_LAYOUT),
-    ] = "bfloat16",
-    recompute: Annotated[
-        Literal["none", "norms", "blocks"],
-        typer.Option(
-            help="norms: RMSNorm and MLA's up-projections, as in the paper.",
-            rich_help_panel=_LAYOUT,
-        ),
-    ] = "none",
-    schedule: Annotated[
-        Literal["1f1b", "zb1p", "dualpipe", "dualpipev"],
-        typer.Option(help="Of the pipeline.", rich_help_panel=_LAYOUT),
-    ] = "1f1b",
-    sequences: Annotated[
-        int | None, _whole("Of one step; enough to fill the layout if left out.", _LAYOUT)
-    ] = None,
-    micro_sequences: Annotated[int, _whole("Of one pass.", _LAYOUT)] = 1,
-    serve: Annotated[
-        bool,
-        typer.Option("--serve", help="Plan serving instead of training.", rich_help_panel=_SERVING),
-    ] = False,
-    context: Annotated[int, _whole("Tokens cached for each user, on average.", _SERVING)] = 4096,
-    users: Annotated[
-        int | None, _whole("Of a device at once; as many as fit, 256 at most.", _SERVING)
-    ] = None,
-    price: Annotated[
-        float | None, typer.Option(help="Dollars of a device and hour.", metavar="X")
-    ] = None,
-    efficiency: Annotated[
-        float, typer.Option(help="Share of the stated peak that products sustain.", metavar="X")
-    ] = 0.7,
-    reserve: Annotated[
-        float, typer.Option(help="Share of a device's memory left free.", metavar="X")
-    ] = 0.1,
-    intra_node: Annotated[
-        float | None, typer.Option(help="Bytes a second to devices of the node.", metavar="X")
-    ] = None,
-    inter_node: Annotated[
-        float | None, typer.Option(help="Bytes a second to other nodes.", metavar="X")
-    ] = None,
-    html: Annotated[
-        Path | None, typer.Option(help="Write the plan as one page.", metavar="FILE")
-    ] = None,
-    json: Annotated[bool, typer.Option("--json", help="One JSON object and nothing else.")] = False,
+    model: Model = DEMO,
+    seq_len: SeqLen = 4096,
+    hardware: Hardware = None,
+    devices: Devices = None,
+    stage: Stage = "pretrain",
+    tokens: Tokens = None,
+    search: Search = False,
+    dp: Dp = None,
+    pp: Pp = 1,
+    ep: Ep = 1,
+    zero: Zero = 0,
+    precision: Precision = "bfloat16",
+    moments: Moments = "bfloat16",
+    recompute: Recompute = "none",
+    schedule: Schedule = "1f1b",
+    sequences: Sequences = None,
+    micro_sequences: MicroSequences = 1,
+    serve: Serve = False,
+    context: Context = 4096,
+    users: Users = None,
+    price: Price = None,
+    efficiency: Efficiency = 0.7,
+    reserve: Reserve = 0.1,
+    intra_node: IntraNode = None,
+    inter_node: InterNode = None,
+    html: Html = None,
+    json: Json = False,
 ) -> None:
     """Say what a model weighs, and what it takes to train or serve it, without building it."""
     from abyssal.cli import planning
-    from abyssal.errors import ConfigError
-    from abyssal.plan.count import count
 
     asked = planning.read(model, seq_len, precision, moments, micro_sequences, sequences)
     if hardware is None:
-        wanted = {"--search": search, "--serve": serve, "--html": html, "--devices": devices,
-                  "--tokens": tokens, "--dp": dp}  # fmt: skip
-        given = [name for name, value in wanted.items() if value]
-        if given:
-            raise ConfigError(f"{', '.join(given)} needs hardware; add --hardware H800, say")
-        counts = count(asked.config, asked.seq_len)
-        if json:
-            console.show_json(counts.to_dict())
-        else:
-            _show_parameters(model, counts)
-            _show_costs(counts)
+        given = (devices, tokens, search, serve, html, dp, pp > 1, ep > 1, zero)
+        planning.check_needs_none(_NEEDS_HARDWARE, given)
+        _weigh(model, asked, json)
         return
-    on = planning.on(hardware, asked, price, intra_node, inter_node, dp or 1)
+    on = planning.on(hardware, asked, price, intra_node, inter_node, dp or devices or 1)
     if serve:
         served = planning.serving(asked, on, devices, context, users, efficiency, reserve)
-        if json:
-            console.show_json(served)
-        else:
-            _show_serving(model, hardware, served)
+        _show_serving(model, hardware, served, json)
         return
-    found: list[Found] = []
     if search:
         found = planning.search(asked, on, devices, efficiency, reserve)
         layout = found[0].layout
     else:
-        layout = planning.layout(asked, devices, dp=dp, pp=pp, ep=ep, zero=zero,
-                                 recompute=recompute, schedule=schedule)  # fmt: skip
+        found = []
+        layout = planning.layout(
+            asked, devices, dp=dp, pp=pp, ep=ep, zero=zero, recompute=recompute, schedule=schedule
+        )
     planned = planning.training(asked, layout, on, stage, tokens, efficiency, reserve)
-    if json:
-        others = [{**asdict(one.layout), "device_hours_per_trillion":
-                   one.time.device_hours_per_trillion} for one in found[:10]]  # fmt: skip
-        console.show_json({**planned.to_dict(), **({"found": others} if search else {})})
-    else:
-        _show_found(found)
-        _show_plan(model, planned)
+    _show_training(model, planned, found, json)
     if html is not None:
         from abyssal.cli.plan_page import page
         from abyssal.report.page import write
 
         write(html, page(model, asked.config, planned))
         console.note(f"{html}: the plan as a page")
+
+
+def _weigh(model: str, asked: "Asked", json: bool) -> None:
+    from abyssal.plan.count import count
+
+    counts = count(asked.config, asked.seq_len)
+    if json:
+        console.show_json(counts.to_dict())
+        return
+    _show_parameters(model, counts)
+    _show_costs(counts)
+
+
+def _show_training(model: str, planned: "TrainingPlan", found: "list[Found]", json: bool) -> None:
+    if not json:
+        _show_found(found)
+        _show_plan(model, planned)
+        return
+    others = [
+        {
+            **asdict(one.layout),
+            "device_hours_per_trillion": one.time.device_hours_per_trillion,
+            "memory_bytes": one.memory.total,
+        }
+        for one in found[:10]
+    ]
+    console.show_json({**planned.to_dict(), **({"found": others} if found else {})})
 
 
 def _show_parameters(model: str, counts: "Counts") -> None:
@@ -190,33 +214,38 @@ def _show_costs(counts: "Counts") -> None:
 
 
 def _show_plan(model: str, planned: "TrainingPlan") -> None:
-    layout, time, largest = planned.layout, planned.time, planned.largest
-    name = planned.hardware.name
-    said = f"{model}: {planned.stage} on {layout.devices:,} x {name}"
+    layout, largest = planned.layout, planned.largest
+    said = f"{model}: {planned.stage} on {layout.devices:,} x {planned.hardware.name}"
     keys = ("dp", "pp", "ep", "zero", "schedule", "precision", "recompute", "sequences", "seq_len")
     console.table(said, ("", ""), [(key, str(getattr(layout, key))) for key in keys])
     console.say("")
     rows = [(part, console.quantity(size, "B")) for part, size in largest.to_dict().items() if size]
     usable = console.quantity(planned.usable_bytes, "B")
-    remedy = (
-        "" if planned.fits else "; try --recompute norms or blocks, --zero 1, a larger pp or ep"
-    )
-    rows.append(("fits", f"{'yes' if planned.fits else 'NO'}, of {usable}{remedy}"))
+    rows.append(("fits", f"{'yes' if planned.fits else 'NO'}, of {usable}"))
     console.table("memory of the fullest device", ("", ""), rows)
+    if not planned.fits:
+        console.note("it may fit with --recompute norms or blocks, --zero 1, a larger pp or ep")
     console.say("")
-    parts = {part.removesuffix("_s"): value for part, value in asdict(time).items()
-             if part.endswith("_s") and value}  # fmt: skip
-    rows = [(part, console.duration(value)) for part, value in parts.items()]
+    _show_step(planned)
+    _show_money(planned)
+
+
+def _show_step(planned: "TrainingPlan") -> None:
+    time = planned.time
+    rows = [
+        (part.removesuffix("_s"), console.duration(value))
+        for part, value in asdict(time).items()
+        if part.endswith("_s") and value
+    ]
     rows.append(("step", console.duration(time.total_s)))
     rows.append(("tokens a second", console.number(round(time.tokens_per_s))))
     rows.append(("MFU", f"{time.mfu:.1%}"))
-    if layout.pp > 1:
+    if planned.layout.pp > 1:
         rows.append(("pipeline idle", f"{time.bubble:.1%}"))
     hours = console.number(round(time.device_hours_per_trillion))
     rows.append(("device hours per trillion tokens", hours))
     console.table("a step", ("", ""), rows)
     console.say("")
-    _show_money(planned)
 
 
 def _show_money(planned: "TrainingPlan") -> None:
@@ -254,7 +283,10 @@ def _show_found(found: "list[Found]") -> None:
     console.say("")
 
 
-def _show_serving(model: str, hardware: str, served: "Serving") -> None:
+def _show_serving(model: str, hardware: str, served: "Serving", json: bool) -> None:
+    if json:
+        console.show_json(served)
+        return
     rows = [(name.replace("_", " "), console.written(name, value))
             for name, value in asdict(served).items()]  # fmt: skip
     rows.insert(-1, ("step s", console.duration(served.step_s)))

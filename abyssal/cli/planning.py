@@ -1,5 +1,6 @@
 """What the command line of `plan` means: models, hardware and layouts by name."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -64,7 +65,17 @@ def read(
     )
 
 
+def check_needs_none(names: Sequence[str], given: Sequence[object]) -> None:
+    """Refuse options that mean nothing without hardware."""
+    used = [name for name, value in zip(names, given, strict=True) if value]
+    if used:
+        raise ConfigError(f"{', '.join(used)} needs hardware; add --hardware H800, say")
+
+
 def _is_recipe(model: str) -> bool:
+    """A file by its name; anything else if a packaged recipe has that name."""
+    if model.endswith(".toml"):
+        return True
     try:
         recipes.load(model)
     except ConfigError:

@@ -69,8 +69,7 @@ def test_two_processes_share_the_work_and_pay_for_gradients():
     one = plan_time(SMALL, Layout(sequences=8, micro_sequences=4, seq_len=512), THIS)
     two = plan_time(SMALL, Layout(dp=2, sequences=8, micro_sequences=4, seq_len=512), THIS)
     assert two.compute_s == pytest.approx(one.compute_s / 2)
-    assert two.gradients_s > 0
-    assert one.gradients_s == 0
+    assert (one.gradients_s, two.gradients_s > 0) == (0, True)
     alone = replace(THIS, rates={"bfloat16": replace(RATES, sum_bytes=None)})
     with pytest.raises(ConfigError, match="processes send each other was not measured"):
         plan_time(SMALL, Layout(dp=2, sequences=2, seq_len=512), alone)
@@ -98,7 +97,7 @@ def test_the_reports_table_of_costs():
     hours = [round(one.device_hours / 1e3) for one in table.values()]
     assert hours == [2664, 119, 5, 2788]
     assert [round(one.dollars / 1e3) for one in table.values()] == [5328, 238, 10, 5576]
-    assert cost.EXTENSION_TOKENS == pytest.approx(2 * 62.9e9, rel=1e-3)
+    assert pytest.approx(2 * 62.9e9, rel=1e-3) == cost.EXTENSION_TOKENS
 
 
 def test_every_stage_costs_something_and_the_longer_context_more():
@@ -134,7 +133,9 @@ def test_users_of_a_device_fit_beside_its_weights(context, devices):
     found = serving.plan_serving(V3, H800, unit, context=context)
     usable = 0.9 * H800.memory_bytes
     taken = found.weight_bytes + found.users_per_device * found.cache_bytes_per_user
-    assert 0 <= usable - taken < found.cache_bytes_per_user
+    left = usable - taken
+    assert left >= 0
+    assert left < found.cache_bytes_per_user
     assert found.step_s == max(found.memory_s, found.arithmetic_s, found.network_s)
     assert found.cache_bytes_per_user == 70_272 * context
 
