@@ -9,7 +9,7 @@ DeepSeek-V3 (arXiv 2412.19437), sections 3.1 and 3.2. What stated peaks leave op
 and nowhere else: the shares below. On the machine the command runs on, rates are measured instead.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import NamedTuple
 
 from abyssal.config import ModelConfig
@@ -310,14 +310,3 @@ def _between_processes(total: int, layout: Layout, rates: Rates) -> float:
     if not layout.zero:
         return 4 * total / known[0]
     return 4 * total / known[1] + width * total / known[2]
-
-
-def with_links(
-    hardware: Accelerator, intra_node: float | None, inter_node: float | None
-) -> Accelerator:
-    """The same hardware, its links as given."""
-    return replace(
-        hardware,
-        intra_node=intra_node or hardware.intra_node,
-        inter_node=inter_node or hardware.inter_node,
-    )
