@@ -1,5 +1,5 @@
 import { expect, test } from 'vitest';
-import { branchesOf, currentOf, leafBelow, neighbor, pathTo } from '../src/chat/tree';
+import { branchesOf, currentOf, inOrder, leafBelow, neighbor, pathTo } from '../src/chat/tree';
 import type { Message } from '../src/chat/types';
 
 function message(id: string, parent: string | null): Message {
@@ -39,4 +39,20 @@ test('a ring, as a forged file may hold, ends', () => {
   const ring = [message('a', 'b'), message('b', 'a')];
   expect(pathTo(ring, 'a').length).toBe(2);
   expect(['a', 'b']).toContain(leafBelow(ring, 'a'));
+});
+
+test('messages of one millisecond stand behind their parents, whatever order they come in', () => {
+  for (const some of [TREE, [...TREE].reverse()]) {
+    const order = inOrder(some);
+    expect(ids(order).split('').sort().join('')).toBe('abcdef');
+    for (const [place, { parent }] of order.entries()) {
+      expect(order.slice(0, place).some(({ id }) => id === parent)).toBe(parent !== null);
+    }
+  }
+});
+
+test('otherwise time orders them, and a ring of parents ends', () => {
+  const late = { ...message('x', null), created: 2 };
+  expect(ids(inOrder([late, { ...message('y', null), created: 1 }]))).toBe('yx');
+  expect(ids(inOrder([message('p', 'q'), message('q', 'p')]))).toBe('qp');
 });

@@ -55,3 +55,20 @@ export function neighbor(branches: Branches, message: Message, step: 1 | -1): Me
   const place = row.findIndex((other) => other.id === message.id);
   return row[place + step] ?? null;
 }
+
+/** Messages by the time they were made, each behind its parent: two may be of one millisecond. */
+export function inOrder(messages: readonly Message[]): Message[] {
+  const known = new Map(messages.map((message) => [message.id, message]));
+  const placed = new Set<string>();
+  const order: Message[] = [];
+  for (const last of [...messages].sort((a, b) => a.created - b.created)) {
+    const missing: Message[] = [];
+    for (let one: Message | undefined = last; one !== undefined && !placed.has(one.id); ) {
+      placed.add(one.id);
+      missing.push(one);
+      one = known.get(one.parent ?? '');
+    }
+    order.push(...missing.reverse());
+  }
+  return order;
+}

@@ -1,6 +1,7 @@
 /** Chats in this browser (IndexedDB), for servers that keep no history. */
 
 import { ApiError } from '../api/http';
+import { inOrder } from '../chat/tree';
 import type { Chat, FoundChat, Message, WholeChat } from '../chat/types';
 import { matching, toExport, toMarkdown } from './documents';
 import type { ChatPatch, Format, History, Imported, Page, Query } from './history';
@@ -45,8 +46,7 @@ export class BrowserHistory implements History {
 
   private async messages(chat: string): Promise<Message[]> {
     const rows = (await done(this.store('messages').index('chat').getAll(chat))) as unknown[];
-    const found = rows.map(messageOf).filter((message) => message !== null);
-    return found.sort((a, b) => a.created - b.created);
+    return inOrder(rows.map(messageOf).filter((message) => message !== null));
   }
 
   private async chat(id: string): Promise<Chat> {
