@@ -124,7 +124,9 @@ def _params(wanted: dict[str, Any]) -> SamplingParams:
 
 
 def register() -> None:
-    """Make `--model abyssal` known to this process."""
+    """Make `--model abyssal` known to this process, beside lm-eval's own models."""
+    import lm_eval.models  # noqa: F401  # lm-eval registers its own only where there are none yet
+
     if NAME not in model_registry:
         model_registry.register(NAME, target=AbyssalLM)
 

@@ -80,3 +80,4 @@ def test_the_entry_point_names_the_model():
     found = import_module(module)
     found.register()
     assert get_model("abyssal") is getattr(found, name)
+    assert get_model("local-completions")  # lm-eval's own are still there
