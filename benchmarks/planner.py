@@ -7,8 +7,9 @@ Every layout is a real `abyssal train` in processes of its own, over the demo's 
 the peak resident size of the largest process, as the run writes it down, less that of the same
 command over a model of next to nothing: interpreter, torch, kernels, tokenizer, data. Time is the
 median step. Both are medians over repeats. The plan's time rests on rates of this machine,
-measured before each repeat and never on a layout (abyssal/train/rates.py); its model is not one
-that the constants of abyssal/plan/memory.py were found with. Goals: 10% for memory, 25% for time.
+measured before each repeat, kind by kind, in passes of as many rows (abyssal/train/rates.py); its
+model is not one that the constants of abyssal/plan/memory.py were found with. Goals: 10% for
+memory, 25% for time.
 """
 
 import argparse
@@ -110,18 +111,17 @@ def main() -> None:
     args.out.mkdir(parents=True, exist_ok=True)
     rows_of = f"{SEQUENCES} rows of {SEQ_LEN} tokens"
     print(f"{CORES} cores, {args.threads} threads; {args.steps} steps of {rows_of}\n", flush=True)
-    rates: dict[tuple[str, int], list[Rates]] = {}
+    rates: dict[tuple[str, int, int], list[Rates]] = {}
     runs: dict[str, list[Found]] = {name: [] for name in LAYOUTS}
     empty = {number: _run(EMPTY, _for_empty(number), 3, args).peak_bytes for number in (1, 2)}
     for _ in range(args.repeats):
         for name, layout in LAYOUTS.items():
-            kind = layout.precision, layout.dp
-            rates.setdefault(kind, []).append(_rates(layout, args))
+            rates.setdefault(_kind(layout), []).append(_rates(layout, args))
             runs[name].append(_run(MODEL, layout, args.steps, args))
             print(f"{name}: {runs[name][-1]}", file=sys.stderr, flush=True)
     rows, met = [], True
     for name, layout in LAYOUTS.items():
-        own = _median(rates[layout.precision, layout.dp])
+        own = _median(rates[_kind(layout)])
         memory_bytes = largest(MODEL, layout, is_cpu=True).total
         step_s = plan_time(MODEL, layout, _machine(layout.precision, own)).total_s
         found_bytes = median(run.peak_bytes for run in runs[name]) - empty[layout.dp]
@@ -135,12 +135,17 @@ def main() -> None:
     print("| layout | memory planned, MB | measured | difference | step planned, s | measured "
           "| difference |\n|---|---|---|---|---|---|---|")  # fmt: skip
     print("\n".join(rows))
-    for (precision, processes), found in rates.items():
+    for (precision, processes, rows), found in rates.items():
         said = ", ".join(f"{k} {v:.3g}" for k, v in dataclasses.asdict(_median(found)).items() if v)
-        print(f"\n{precision}, {processes} processes: {said}")
+        print(f"\n{precision}, {processes} processes, {rows} rows a pass: {said}")
     raw = {name: [run._asdict() for run in found] for name, found in runs.items()}
     (args.out / "planner.json").write_text(json.dumps({"empty": empty, "runs": raw}, indent=1))
     sys.exit(0 if met else 1)
+
+
+def _kind(layout: Layout) -> tuple[str, int, int]:
+    """What decides rates: precision, processes, rows of a pass."""
+    return layout.precision, layout.dp, layout.micro_sequences
 
 
 def _for_empty(processes: int) -> Layout:
@@ -180,7 +185,13 @@ def _rates(layout: Layout, args: argparse.Namespace) -> Rates:
     MODEL.save(folder)
     said = args.out / "rates.json"
     command, environment = _command("abyssal.train.rates", layout.dp, args.threads)
-    arguments = [str(folder), layout.precision, str(SEQ_LEN), str(said)]
+    arguments = [
+        str(folder),
+        layout.precision,
+        str(SEQ_LEN),
+        str(layout.micro_sequences),
+        str(said),
+    ]
     subprocess.run([*command, *arguments], env=environment, check=True, capture_output=True)
     return Rates(**json.loads(said.read_text()))
 

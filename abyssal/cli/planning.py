@@ -105,7 +105,8 @@ def on(
     if name == "this":
         from abyssal.train import rates
 
-        found = rates.this_machine(asked.config, asked.precision, asked.seq_len, processes)
+        size = asked.seq_len, asked.micro_sequences
+        found = rates.this_machine(asked.config, asked.precision, *size, processes)
     else:
         found = hardware.accelerator(name)
     return replace(

@@ -1,11 +1,12 @@
 """What this machine does of each kind of work in a training step, measured for the planner.
 
 Products with a model's own matrices, its experts, its attention, its head, elementwise passes, the
-optimizer, and what processes send each other: each alone, at a size of its own, for a second or
-two. Nothing here knows of layouts: the planner puts these rates together (abyssal/plan/time.py).
+optimizer, and what processes send each other: each alone, for a second or two. Products are
+measured with as many rows as a pass has, since few rows are slower each. Nothing else here knows of
+layouts: the planner puts these rates together (abyssal/plan/time.py).
 
-    python -m abyssal.train.rates CONFIG_FOLDER PRECISION SEQ_LEN    # one JSON object; also by
-                                                                    # torchrun, all at once
+    python -m abyssal.train.rates CONFIG_FOLDER PRECISION SEQ_LEN ROWS    # one JSON object; also by
+                                                                         # torchrun, all at once
 
 T tokens    D hidden_size
 """
@@ -38,7 +39,6 @@ from abyssal.plan.hardware import Accelerator, Rates
 from abyssal.train.loss import cross_entropy
 from abyssal.train.machine import keep_memory
 
-TOKENS = 4096  # of every measured pass, at least one sequence
 LEAST_S = 0.4  # of one measurement
 PARAMETERS = 1 << 24  # that the optimizer's pass is measured on
 TRAVEL = 1 << 23  # float32 numbers that travel between processes
@@ -46,8 +46,10 @@ TRAVEL = 1 << 23  # float32 numbers that travel between processes
 _DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 
 
-def measure_rates(config: ModelConfig, precision: str, seq_len: int, ranks: Ranks) -> Rates:
-    """The rates of this process, while the other ranks measure theirs.
+def measure_rates(
+    config: ModelConfig, precision: str, seq_len: int, micro_sequences: int, ranks: Ranks
+) -> Rates:
+    """The rates of this process in passes of that size, while the other ranks measure theirs.
 
     Raises:
         ConfigError: there is no such precision to measure in.
@@ -61,7 +63,7 @@ def measure_rates(config: ModelConfig, precision: str, seq_len: int, ranks: Rank
     ranks.join()
     torch.manual_seed(0)
     dtype = _DTYPES[precision]
-    tokens = max(1, TOKENS // seq_len) * seq_len
+    tokens = seq_len * micro_sequences
     measured = Rates(
         dense_flops=_dense(config, dtype, tokens),
         expert_flops=_experts(config, dtype, tokens),
@@ -84,7 +86,7 @@ def measure_rates(config: ModelConfig, precision: str, seq_len: int, ranks: Rank
 
 
 def this_machine(
-    config: ModelConfig, precision: str, seq_len: int, processes: int = 1
+    config: ModelConfig, precision: str, seq_len: int, micro_sequences: int, processes: int = 1
 ) -> Accelerator:
     """This machine as the planner's hardware; several processes measure at the same time.
 
@@ -92,9 +94,9 @@ def this_machine(
         ConfigError: it was not measured in that precision, or torchrun failed.
     """
     if processes == 1:
-        rates = measure_rates(config, precision, seq_len, Ranks())
+        rates = measure_rates(config, precision, seq_len, micro_sequences, Ranks())
     else:
-        rates = _by_torchrun(config, precision, seq_len, processes)
+        rates = _by_torchrun(config, precision, seq_len, micro_sequences, processes)
     return Accelerator(
         name="this machine",
         peak_flops={precision: rates.dense_flops, "bfloat16": rates.dense_flops},
@@ -105,7 +107,9 @@ def this_machine(
     )
 
 
-def _by_torchrun(config: ModelConfig, precision: str, seq_len: int, processes: int) -> Rates:
+def _by_torchrun(
+    config: ModelConfig, precision: str, seq_len: int, micro_sequences: int, processes: int
+) -> Rates:
     with tempfile.TemporaryDirectory() as folder:
         config.save(folder)
         said = Path(folder) / "rates.json"
@@ -115,7 +119,7 @@ def _by_torchrun(config: ModelConfig, precision: str, seq_len: int, processes: i
         command = [
             *(sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={processes}"),
             *(f"--master-port={port}", "-m", "abyssal.train.rates", folder, precision),
-            *(str(seq_len), str(said)),
+            *(str(seq_len), str(micro_sequences), str(said)),
         ]
         environment = {"OMP_NUM_THREADS": "1"} | dict(os.environ)
         ran = subprocess.run(command, env=environment, capture_output=True, text=True)
@@ -249,9 +253,9 @@ def _memory_bytes() -> int:
 
 def main() -> None:
     """Measure and say it; of several processes the first one does."""
-    folder, precision, seq_len, *out = sys.argv[1:]
-    ranks = Ranks.of_environment()
-    found = measure_rates(ModelConfig.load(folder), precision, int(seq_len), ranks)
+    folder, precision, seq_len, rows, *out = sys.argv[1:]
+    ranks, config = Ranks.of_environment(), ModelConfig.load(folder)
+    found = measure_rates(config, precision, int(seq_len), int(rows), ranks)
     text = json.dumps(dataclasses.asdict(found))
     if not ranks.is_first:
         return

@@ -18,14 +18,13 @@ BETWEEN = {"sum_bytes", "gather_bytes", "copy_bytes"}
 
 @pytest.fixture(autouse=True)
 def _briefly(monkeypatch):
-    monkeypatch.setattr(rates, "TOKENS", 128)
     monkeypatch.setattr(rates, "LEAST_S", 0.0)
     monkeypatch.setattr(rates, "PARAMETERS", 1 << 12)
 
 
 @pytest.mark.parametrize("precision", ["bfloat16", "float32"])
 def test_all_kinds_of_work_have_a_rate_and_make_a_plan(precision):
-    machine = rates.this_machine(TINY, precision, 64)
+    machine = rates.this_machine(TINY, precision, 64, 2)
     found = dataclasses.asdict(machine.rates[precision])
     assert {name for name, rate in found.items() if rate is None} == BETWEEN
     assert all(0 < rate < math.inf for name, rate in found.items() if name not in BETWEEN)
@@ -36,4 +35,4 @@ def test_all_kinds_of_work_have_a_rate_and_make_a_plan(precision):
 
 def test_a_precision_without_kernels_of_its_own_is_refused():
     with pytest.raises(ConfigError, match=r"'fp8' is not measured .* bfloat16, float32"):
-        rates.measure_rates(TINY, "fp8", 64, Ranks())
+        rates.measure_rates(TINY, "fp8", 64, 1, Ranks())
