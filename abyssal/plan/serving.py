@@ -112,16 +112,7 @@ def plan_serving(
     passes = 2 if unit.devices > 1 else 1  # each half of the batch reads the weights
     memory_s = (passes * weights + batch * per_user) / (hardware.bandwidth * BANDWIDTH_SHARE)
     arithmetic_s = batch * decode_seconds(config, hardware, context, precision, efficiency)
-    network_s = 0.0
-    if unit.devices > 1:
-        one_node = unit.devices <= hardware.devices_per_node
-        link = hardware.intra_node if one_node else hardware.inter_node
-        if link is None:
-            raise ConfigError(
-                f"nobody states how fast {hardware.name} sends between nodes; give --inter-node in "
-                "bytes a second, or serve within one node"
-            )
-        network_s = batch * token_bytes(config) / link * _moe_layers(config)
+    network_s = batch * _sent_s(config, hardware, unit)
     times = {"memory": memory_s, "arithmetic": arithmetic_s, "network": network_s}
     bound = max(times, key=lambda name: times[name])
     step = times[bound]
@@ -141,6 +132,20 @@ def plan_serving(
         prefill_tokens_per_s=1 / prefill_seconds(config, hardware, context, precision, efficiency),
         bound=bound,
     )
+
+
+def _sent_s(config: ModelConfig, hardware: Accelerator, unit: Unit) -> float:
+    """Seconds that one token's dispatch and combine take in all MoE blocks of a unit."""
+    if unit.devices == 1:
+        return 0.0
+    one_node = unit.devices <= hardware.devices_per_node
+    link = hardware.intra_node if one_node else hardware.inter_node
+    if link is None:
+        raise ConfigError(
+            f"nobody states how fast {hardware.name} sends between nodes; give --inter-node in "
+            "bytes a second, or serve within one node"
+        )
+    return token_bytes(config) / link * _moe_layers(config)
 
 
 def device_weights(config: ModelConfig, unit: Unit, precision: str) -> int:
