@@ -69,8 +69,12 @@ def quantize_int4(weight: Tensor, group: int = GROUP) -> Quantized:
 
 def quantize_fp8(weight: Tensor, block: tuple[int, int] = fp8.BLOCK) -> Quantized:
     """weight (O, I) -> float8_e4m3fn (O, I) and float32 scales of its blocks."""
-    scale = scale_fp8(weight, block)
-    return Quantized(encode_fp8(weight, scale, block), scale)
+    numbers = torch.empty(weight.shape, dtype=torch.float8_e4m3fn)
+    scale = torch.empty(fp8.scale_shape(weight.shape, block))
+    for i, rows in enumerate(weight.split(block[0])):  # one row of blocks in float32 at a time
+        found = float8.quantize(rows, block)
+        numbers[i * block[0] :][: len(rows)], scale[i : i + 1] = found
+    return Quantized(numbers, scale)
 
 
 def scale_fp8(
