@@ -1,8 +1,7 @@
 """The words everyone uses: the published ``config.json`` as a frozen dataclass, and its presets.
 
-DeepSeek-V3 (arXiv 2412.19437), section 4.2. Field names are those of the released checkpoint. The
-file is read and written in both spellings of the rotary keys: ``rope_theta`` + ``rope_scaling`` (as
-released) and ``rope_parameters`` (newer transformers). No torch here.
+DeepSeek-V3 (arXiv 2412.19437), section 4.2. Field names are those of the released checkpoint; how
+the file spells them is in published.py. No torch here.
 """
 
 import dataclasses
@@ -13,7 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Self, get_args
 
-from abyssal.errors import CheckpointError, ConfigError
+from abyssal import published as published_config
+from abyssal.errors import ConfigError
 
 RopeType = Literal["yarn", "linear"]
 
@@ -51,6 +51,13 @@ class RopeScaling:
                 f"rope_scaling.beta_slow={self.beta_slow} and beta_fast={self.beta_fast}, "
                 "expected 0 < beta_slow <= beta_fast"
             )
+
+    @classmethod
+    def of(cls, rope: Mapping[str, Any]) -> Self | None:
+        """As a published config says it; None where positions are not scaled."""
+        names = [field.name for field in dataclasses.fields(cls)]
+        found = published_config.scaling_of(rope, get_args(RopeType), names)
+        return None if found is None else cls(**found)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -131,21 +138,7 @@ class ModelConfig:
             CheckpointError: there is no readable ``config.json``.
             ConfigError: it describes another architecture or impossible sizes.
         """
-        path = Path(folder) / "config.json"
-        try:
-            published = json.loads(path.read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            raise CheckpointError(
-                f"{path}: no such file; expected a model folder with config.json"
-            ) from None
-        except (json.JSONDecodeError, UnicodeDecodeError) as problem:
-            raise CheckpointError(
-                f"{path}: not valid JSON ({problem}); copy the file again"
-            ) from None
-        if not isinstance(published, dict):
-            raise CheckpointError(
-                f"{path}: expected one JSON object, found {type(published).__name__}"
-            )
+        path, published = published_config.read(folder)
         try:
             return cls.from_dict(published)
         except ConfigError as problem:
@@ -154,13 +147,12 @@ class ModelConfig:
     @classmethod
     def from_dict(cls, published: Mapping[str, Any]) -> Self:
         """The configuration in a published ``config.json``; keys without effect are ignored."""
-        _refuse_other_architectures(published)
-        rope = dict(published.get("rope_scaling") or {})
-        rope.update(published.get("rope_parameters") or {})
+        published_config.refuse_other_architectures(published)
+        rope = published_config.rope_of(published)
         values: dict[str, Any] = {}
         for field in dataclasses.fields(cls):
             if field.name == "rope_scaling":
-                values["rope_scaling"] = _rope_scaling(rope, published)
+                values["rope_scaling"] = RopeScaling.of(rope)
             elif field.name == "rope_theta":
                 values["rope_theta"] = rope.get("rope_theta", published.get("rope_theta", 10000.0))
             elif field.name in published:
@@ -171,16 +163,10 @@ class ModelConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """The published ``config.json``, with the rotary keys in both spellings."""
-        own = dataclasses.asdict(self)
-        scaling = own.pop("rope_scaling")
-        rope = {"rope_type": "default", "type": "default", "rope_theta": self.rope_theta}
-        if scaling:
-            for name in () if scaling["type"] == "yarn" else _YARN_ONLY:
-                del scaling[name]  # transformers would apply a temperature it finds
-            rope |= {"rope_type": scaling["type"], **scaling}
-        return {**_FIXED, **own, "rope_scaling": scaling, "rope_parameters": rope,
-                "num_key_value_heads": self.num_attention_heads, "qk_head_dim": self.qk_head_dim,
-                "head_dim": self.qk_rope_head_dim}  # fmt: skip
+        return published_config.written(
+            dataclasses.asdict(self), num_key_value_heads=self.num_attention_heads,
+            qk_head_dim=self.qk_head_dim, head_dim=self.qk_rope_head_dim,
+        )  # fmt: skip
 
     def save(self, folder: str | Path) -> None:
         """Write ``config.json`` into an existing folder."""
@@ -240,33 +226,28 @@ class ModelConfig:
             )
 
     def _check_experts(self) -> None:
-        if self.n_routed_experts % self.n_group:
+        E, G = self.n_routed_experts, self.n_group
+        per_group = E // G
+        if E % G:
             raise ConfigError(
-                f"n_routed_experts={self.n_routed_experts} is not divisible by "
-                f"n_group={self.n_group} "
-                f"({self.n_routed_experts} = {self.n_routed_experts // self.n_group} * "
-                f"{self.n_group} + "
-                f"{self.n_routed_experts % self.n_group}); change one of them"
+                f"n_routed_experts={E} is not divisible by n_group={G} "
+                f"({E} = {per_group} * {G} + {E % G}); change one of them"
             )
-        per_group = self.n_routed_experts // self.n_group
-        if self.topk_group > self.n_group:
+        if self.topk_group > G:
             raise ConfigError(
-                f"topk_group={self.topk_group}, but there are only n_group={self.n_group} groups"
+                f"topk_group={self.topk_group}, but there are only n_group={G} groups"
             )
         if per_group < 2:
             raise ConfigError(
-                f"n_routed_experts / n_group = {self.n_routed_experts} / {self.n_group} = "
-                f"{per_group} expert a "
-                "group, expected at least 2: a group is scored by its two best; lower n_group"
+                f"n_routed_experts / n_group = {E} / {G} = {per_group} expert a group, expected at "
+                "least 2: a group is scored by its two best; lower n_group"
             )
         reachable = self.topk_group * per_group
         if self.num_experts_per_tok > reachable:
             raise ConfigError(
                 f"num_experts_per_tok={self.num_experts_per_tok}, but a token can reach only "
-                f"{self.topk_group} * "
-                f"{per_group} = {reachable} experts (topk_group={self.topk_group} of "
-                f"n_group={self.n_group}); "
-                "raise topk_group or lower num_experts_per_tok"
+                f"{self.topk_group} * {per_group} = {reachable} experts (topk_group="
+                f"{self.topk_group} of n_group={G}); raise topk_group or lower num_experts_per_tok"
             )
 
 
@@ -279,70 +260,6 @@ _OPTIONAL = {
     "eos_token_id",
     "q_lora_rank",
 }
-
-_YARN_ONLY = ("beta_fast", "beta_slow", "mscale", "mscale_all_dim")
-
-# What the architecture fixes: written to every config.json, refused where a file says otherwise.
-_FIXED: dict[str, Any] = {
-    "architectures": ["DeepseekV3ForCausalLM"],
-    "model_type": "deepseek_v3",
-    "attention_bias": False,
-    "attention_dropout": 0.0,
-    "ep_size": 1,
-    "hidden_act": "silu",
-    "moe_layer_freq": 1,
-    "rope_interleave": True,
-    "scoring_func": "sigmoid",
-    "tie_word_embeddings": False,
-    "topk_method": "noaux_tc",
-    "use_cache": True,
-}
-_CHANGES_NUMBERS = (
-    "model_type",
-    "attention_bias",
-    "hidden_act",
-    "moe_layer_freq",
-    "rope_interleave",
-    "scoring_func",
-    "tie_word_embeddings",
-    "topk_method",
-)
-
-
-def _refuse_other_architectures(published: Mapping[str, Any]) -> None:
-    for key in _CHANGES_NUMBERS:
-        if key in published and published[key] != _FIXED[key]:
-            raise ConfigError(
-                f"{key}={published[key]!r}, but Abyssal computes DeepSeek-V3 only, which has "
-                f"{key}={_FIXED[key]!r}"
-            )
-
-
-def _rope_scaling(rope: Mapping[str, Any], published: Mapping[str, Any]) -> RopeScaling | None:
-    kind = rope.get("rope_type", rope.get("type", "default"))
-    if kind == "default":
-        return None
-    if kind not in get_args(RopeType):
-        raise ConfigError(f"rope type {kind!r}, expected 'yarn', 'linear' or none")
-    known = {
-        f.name: rope[f.name]
-        for f in dataclasses.fields(RopeScaling)
-        if rope.get(f.name) is not None
-    } | {"type": kind}
-    for name in _YARN_ONLY if kind == "linear" else ():
-        if name in known:
-            raise ConfigError(
-                f"rope_scaling has {name}={known[name]!r}, which type 'linear' does not use; "
-                "remove it, or say type 'yarn'"
-            )
-    required = ("factor", "original_max_position_embeddings", "mscale", "mscale_all_dim")
-    for name in required if kind == "yarn" else required[:2]:
-        if name not in known:
-            raise ConfigError(
-                f"rope_scaling lacks {name!r}; expected it beside type {kind!r} in config.json"
-            )
-    return RopeScaling(**known)
-
 
 _YARN = RopeScaling()
 _OURS: dict[str, Any] = {

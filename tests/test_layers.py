@@ -17,6 +17,7 @@ ROOT = Path(abyssal.__file__).parent
 
 FLOORS = [
     {"errors", "collector"},
+    {"published"},
     {"config", "batch", "filling", "float8"},
     {"recipe"},
     {"plan", "tokenizer", "kernels", "checkpoint", "report"},
