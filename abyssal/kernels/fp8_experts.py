@@ -19,9 +19,9 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from abyssal.float8 import E4M3
-from abyssal.kernels.experts import Order, runs_of, sort_by_expert
 from abyssal.kernels.fp8_product import product
 from abyssal.kernels.fp8_tiles import TILE, Fp8, Tiled, blocks, columns, decode, regrouped, tiles
+from abyssal.kernels.sorted_experts import Order, runs_of, sort_by_expert
 from abyssal.kernels.swiglu import swiglu_backward, swiglu_forward
 
 Runs = list[tuple[int, slice]]  # experts, and the rows of each

@@ -8,13 +8,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from abyssal.kernels.attention import (
-    causal_attention,
-    causal_reference,
-    fused_attention,
-    mla_attention,
-    reference,
-)
+from abyssal.kernels.attention import mla_attention, reference
+from abyssal.kernels.causal_attention import causal_attention, causal_reference, fused_attention
 from abyssal.kernels.registry import native, reference_only
 
 H, D, V = 2, 6, 4

@@ -5,15 +5,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from abyssal.kernels.experts import (
-    _fits_native,
-    grouped_experts,
-    reference,
-    routed_experts,
-    sort_by_expert,
-    sorted_experts,
-)
+from abyssal.kernels.experts import _fits_native, reference, routed_experts
 from abyssal.kernels.registry import native, reference_only
+from abyssal.kernels.sorted_experts import grouped_experts, sort_by_expert, sorted_experts
 
 needs_native = pytest.mark.skipif(
     native("experts_forward") is None, reason="no native kernels on this machine"

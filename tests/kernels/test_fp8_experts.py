@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from abyssal.kernels import experts as plain
+from abyssal.kernels import sorted_experts
 from abyssal.kernels.fp8_experts import fp8_experts, fp8_mlp
 from abyssal.kernels.fp8_tiles import Fp8
 from abyssal.kernels.swiglu import reference as swiglu
@@ -84,7 +85,7 @@ def test_it_keeps_a_byte_for_each_number_of_x_and_h_and_no_other_activations(dty
     wide = [t for t in saved if t.is_floating_point() and t.element_size() > 1]
     assert all(t.numel() < T * D / 8 for t in wide)  # scales, and the weights of choices
     eight = [t for t in saved if t.dtype == torch.float8_e4m3fn]
-    rows = plain.sort_by_expert(experts, E).pair.numel()
+    rows = sorted_experts.sort_by_expert(experts, E).pair.numel()
     assert [t.numel() for t in eight] == [T * D, rows * 2 * F, E * 2 * F * D, E * D * F]
 
 
