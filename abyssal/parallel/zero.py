@@ -15,7 +15,8 @@ from torch import Tensor
 
 from abyssal.parallel.ranks import Ranks
 
-BUCKET_BYTES = 1 << 25  # of small tensors that travel as one
+LARGE_BYTES = 1 << 22  # of a tensor that travels as it stands
+BUCKET_BYTES = 1 << 25  # of small ones that are copied together and travel as one
 
 
 def owners(sizes: Mapping[str, int], world: int) -> dict[str, int]:
@@ -55,9 +56,12 @@ def _in_buckets(tensors: Sequence[Tensor], travel: Callable[[Tensor], None]) -> 
 
 
 def _buckets(tensors: Sequence[Tensor]) -> Iterator[list[Tensor]]:
-    """Tensors of one precision together, in their order, until a bucket is full."""
+    """Large tensors alone; small ones of one precision together, until a bucket is full."""
     bucket: list[Tensor] = []
     for tensor in sorted(tensors, key=lambda tensor: str(tensor.dtype)):
+        if tensor.nbytes >= LARGE_BYTES:
+            yield [tensor]
+            continue
         size = sum(one.nbytes for one in bucket) + tensor.nbytes
         if bucket and (size > BUCKET_BYTES or bucket[0].dtype != tensor.dtype):
             yield bucket
