@@ -5,11 +5,12 @@
 Every layout is a real `abyssal train` in processes of its own, over the demo's shards (from
 `abyssal demo`): one process with all cores, or two with half of them each, by torchrun. Memory is
 the peak resident size of the largest process, as the run writes it down, less that of the same
-command over a model of next to nothing: interpreter, torch, kernels, tokenizer, data. Time is the
-median step. Both are medians over repeats. The plan's time rests on rates of this machine,
-measured before each repeat, kind by kind, in passes of as many rows (abyssal/train/rates.py); its
-model is not one that the constants of abyssal/plan/memory.py were found with. Goals: 10% for
-memory, 25% for time.
+command over a model of next to nothing: interpreter, torch, kernels, tokenizer, data; the median
+over repeats. Time is the median step. Its plan rests on parts of a step that are timed on this
+machine, in passes of as many rows (abyssal/train/rates.py), just before each run and just after,
+because a shared machine drifts: the difference is the median over pairs of plan and run. The model
+is not one that the constants of abyssal/plan/memory.py were found with. Goals: 10% for memory, 25%
+for time.
 """
 
 import argparse
@@ -19,17 +20,18 @@ import os
 import shutil
 import subprocess
 import sys
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
-from statistics import median
+from statistics import mean, median
 from typing import NamedTuple
 
 from abyssal.config import PRESETS, ModelConfig
-from abyssal.plan.hardware import Accelerator, Rates
 from abyssal.plan.layout import Layout
+from abyssal.plan.measured import Measured
 from abyssal.plan.memory import largest
 from abyssal.plan.time import plan_time
 from abyssal.train.metrics import read_metrics
+from abyssal.train.rates import as_hardware
 
 CORES = os.cpu_count() or 1
 SEQ_LEN, SEQUENCES, FEWER = 512, 8, 2
@@ -99,6 +101,14 @@ class Found(NamedTuple):
     step_s: float
 
 
+class Tried(NamedTuple):
+    """A run, and what the machine did just before and just after it."""
+
+    run: Found
+    before: Measured
+    after: Measured
+
+
 def main() -> None:
     """Plan and run all layouts, print both beside each other, end with 1 beyond a goal."""
     options = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -111,63 +121,53 @@ def main() -> None:
     args.out.mkdir(parents=True, exist_ok=True)
     rows_of = f"{SEQUENCES} rows of {SEQ_LEN} tokens"
     print(f"{CORES} cores, {args.threads} threads; {args.steps} steps of {rows_of}\n", flush=True)
-    rates: dict[tuple[str, int, int], list[Rates]] = {}
-    runs: dict[str, list[Found]] = {name: [] for name in LAYOUTS}
+    tried: dict[str, list[Tried]] = {name: [] for name in LAYOUTS}
     empty = {number: _run(EMPTY, _for_empty(number), 3, args).peak_bytes for number in (1, 2)}
     for _ in range(args.repeats):
         for name, layout in LAYOUTS.items():
-            rates.setdefault(_kind(layout), []).append(_rates(layout, args))
-            runs[name].append(_run(MODEL, layout, args.steps, args))
-            print(f"{name}: {runs[name][-1]}", file=sys.stderr, flush=True)
-    rows, met = [], True
-    for name, layout in LAYOUTS.items():
-        own = _median(rates[_kind(layout)])
-        memory_bytes = largest(MODEL, layout, is_cpu=True).total
-        step_s = plan_time(MODEL, layout, _machine(layout.precision, own)).total_s
-        found_bytes = median(run.peak_bytes for run in runs[name]) - empty[layout.dp]
-        found_s = median(run.step_s for run in runs[name])
-        apart = memory_bytes / found_bytes - 1, step_s / found_s - 1
-        met &= abs(apart[0]) <= MEMORY_GOAL and abs(apart[1]) <= TIME_GOAL
-        rows.append(
-            f"| {name} | {memory_bytes / 1e6:,.0f} | {found_bytes / 1e6:,.0f} | {apart[0]:+.1%} "
-            f"| {step_s:.2f} | {found_s:.2f} | {apart[1]:+.1%} |"
-        )
+            before = _rates(layout, args)
+            run = _run(MODEL, layout, args.steps, args)
+            one = Tried(run, before, _rates(layout, args))
+            tried[name].append(one)
+            said = f"{name}: {run}, planned {_planned(layout, one):.2f} s"
+            print(said, file=sys.stderr, flush=True)
+    rows = [_row(name, LAYOUTS[name], found, empty) for name, found in tried.items()]
     print("| layout | memory planned, MB | measured | difference | step planned, s | measured "
-          "| difference |\n|---|---|---|---|---|---|---|")  # fmt: skip
-    print("\n".join(rows))
-    for (precision, processes, rows), found in rates.items():
-        said = ", ".join(f"{k} {v:.3g}" for k, v in dataclasses.asdict(_median(found)).items() if v)
-        print(f"\n{precision}, {processes} processes, {rows} rows a pass: {said}")
-    raw = {name: [run._asdict() for run in found] for name, found in runs.items()}
+          "| difference | each |\n|---|---|---|---|---|---|---|---|")  # fmt: skip
+    print("\n".join(row for row, _ in rows))
+    raw = {
+        name: [{**one.run._asdict(), "rates": [asdict(r) for r in one[1:]]} for one in all_of]
+        for name, all_of in tried.items()
+    }
     (args.out / "planner.json").write_text(json.dumps({"empty": empty, "runs": raw}, indent=1))
-    sys.exit(0 if met else 1)
+    sys.exit(0 if all(met for _, met in rows) else 1)
 
 
-def _kind(layout: Layout) -> tuple[str, int, int]:
-    """What decides rates: precision, processes, rows of a pass."""
-    return layout.precision, layout.dp, layout.micro_sequences
+def _row(name: str, layout: Layout, tried: list[Tried], empty: dict[int, int]) -> tuple[str, bool]:
+    """A row of the table, and whether both goals are met."""
+    memory_bytes = largest(MODEL, layout, is_cpu=True).total
+    found_bytes = median(one.run.peak_bytes for one in tried) - empty[layout.dp]
+    planned = [_planned(layout, one) for one in tried]
+    measured = [one.run.step_s for one in tried]
+    ratios = [plan / run for plan, run in zip(planned, measured, strict=True)]
+    apart = memory_bytes / found_bytes - 1, median(ratios) - 1
+    each = ", ".join(f"{ratio - 1:+.0%}" for ratio in ratios)
+    return (
+        f"| {name} | {memory_bytes / 1e6:,.0f} | {found_bytes / 1e6:,.0f} | {apart[0]:+.1%} "
+        f"| {median(planned):.2f} | {median(measured):.2f} | {apart[1]:+.1%} | {each} |"
+    ), abs(apart[0]) <= MEMORY_GOAL and abs(apart[1]) <= TIME_GOAL
+
+
+def _planned(layout: Layout, tried: Tried) -> float:
+    """Seconds of a step, by what was measured before the run and after it."""
+    return mean(
+        plan_time(MODEL, layout, as_hardware(rates, layout.precision, 0.0)).total_s
+        for rates in (tried.before, tried.after)
+    )
 
 
 def _for_empty(processes: int) -> Layout:
     return replace(BASE if processes == 1 else HALF, seq_len=64)
-
-
-def _machine(precision: str, rates: Rates) -> Accelerator:
-    """What the plan needs to know of this machine."""
-    peaks = {precision: rates.dense_flops, "bfloat16": rates.dense_flops}
-    return Accelerator(
-        name="this machine", peak_flops=peaks, memory_bytes=0.0, bandwidth=rates.row_bytes,
-        is_cpu=True, rates={precision: rates},
-    )  # fmt: skip
-
-
-def _median(found: list[Rates]) -> Rates:
-    names = [field.name for field in dataclasses.fields(Rates)]
-    middle = {}
-    for name in names:
-        values = [getattr(one, name) for one in found]
-        middle[name] = None if values[0] is None else median(values)
-    return Rates(**middle)
 
 
 def _command(module: str, processes: int, threads: int) -> tuple[list[str], dict[str, str]]:
@@ -179,7 +179,7 @@ def _command(module: str, processes: int, threads: int) -> tuple[list[str], dict
     return [*torchrun, f"--nproc-per-node={processes}", "-m", module], environment
 
 
-def _rates(layout: Layout, args: argparse.Namespace) -> Rates:
+def _rates(layout: Layout, args: argparse.Namespace) -> Measured:
     folder = args.out / "model"
     folder.mkdir(exist_ok=True)
     MODEL.save(folder)
@@ -193,7 +193,7 @@ def _rates(layout: Layout, args: argparse.Namespace) -> Rates:
         str(said),
     ]
     subprocess.run([*command, *arguments], env=environment, check=True, capture_output=True)
-    return Rates(**json.loads(said.read_text()))
+    return Measured(**json.loads(said.read_text()))
 
 
 def _run(config: ModelConfig, layout: Layout, steps: int, args: argparse.Namespace) -> Found:

@@ -3,7 +3,8 @@
 from abyssal.config import ModelConfig
 from abyssal.plan import pipeline
 from abyssal.plan.memory import Memory
-from abyssal.plan.time import chunk_times, rates_of
+from abyssal.plan.schedules import SCHEDULES, least_micro_batches
+from abyssal.plan.time import chunk_times
 from abyssal.plan.training import TrainingPlan
 from abyssal.report.notation import duration, escape, gigabytes, number, percent
 from abyssal.report.page import Section, document, figures, table
@@ -109,9 +110,8 @@ def _pipeline(config: ModelConfig, planned: TrainingPlan) -> str:
     layout = planned.layout
     if layout.pp == 1:
         return ""
-    rates = rates_of(planned.hardware, layout.precision)
-    times, _ = chunk_times(config, layout, planned.hardware, rates)
-    least = pipeline.least_micro_batches(layout.schedule, layout.pp)
+    times, _ = chunk_times(config, layout, planned.hardware)
+    least = least_micro_batches(layout.schedule, layout.pp)
     most = max(least, _MOST_DRAWN - _MOST_DRAWN % 2)
     drawn = pipeline.simulate(layout.schedule, layout.pp, min(layout.micro_batches, most), times)
     rows = [
@@ -134,11 +134,11 @@ def _pipeline(config: ModelConfig, planned: TrainingPlan) -> str:
 def _bubbles(pp: int, micro_batches: int, times: list[pipeline.Times]) -> str:
     """The idle share of every schedule over micro-batches of a step."""
     lines = []
-    for color, schedule in enumerate(pipeline.SCHEDULES, 1):
+    for color, schedule in enumerate(SCHEDULES, 1):
         if schedule.startswith("dualpipe") and pp % 2:
             continue
         counts = [pp * factor for factor in (1, 2, 3, 4, 6, 8)]
-        counts = [n for n in counts if n >= pipeline.least_micro_batches(schedule, pp)
+        counts = [n for n in counts if n >= least_micro_batches(schedule, pp)
                   and (schedule != "dualpipe" or n % 2 == 0)]  # fmt: skip
         shares = [pipeline.simulate(schedule, pp, n, times).bubble for n in counts]
         lines.append(Line(name=schedule, x=[float(n) for n in counts], y=shares, color=color))
@@ -165,9 +165,9 @@ def _cost(planned: TrainingPlan) -> str:
 
 
 def _assumed(planned: TrainingPlan) -> str:
-    measured = planned.hardware.rates is not None
+    measured = planned.hardware.measured is not None
     text = (
-        "Rates were measured on this machine, each kind of work alone."
+        "Blocks, head and optimizer were timed on this machine, and put together."
         if measured
         else "Peaks and links are those of data sheets; the shares of them that real kernels "
         "sustain are assumed (abyssal/plan/time.py), and nothing fails, restarts or waits for data."

@@ -6,13 +6,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from abyssal import recipe as recipes
+from abyssal.cli import console
 from abyssal.config import PRESETS, ModelConfig
 from abyssal.errors import ConfigError
-from abyssal.plan import config_of, hardware, pipeline
+from abyssal.plan import config_of, hardware
 from abyssal.plan import search as searches
 from abyssal.plan import serving as servings
 from abyssal.plan.hardware import Accelerator
 from abyssal.plan.layout import Layout
+from abyssal.plan.schedules import least_micro_batches
 from abyssal.plan.training import TrainingPlan, plan_training
 
 if TYPE_CHECKING:
@@ -105,6 +107,7 @@ def on(
     if name == "this":
         from abyssal.train import rates
 
+        console.note("measuring this machine, some ten seconds")
         size = asked.seq_len, asked.micro_sequences
         found = rates.this_machine(asked.config, asked.precision, *size, processes)
     else:
@@ -135,7 +138,7 @@ def layout(asked: Asked, devices: int | None, *, dp: int | None, **given: Any) -
         )
     if given["recompute"] == "none":
         given["recompute"] = asked.recompute
-    least = 1 if pp == 1 else max(pipeline.least_micro_batches(schedule, pp), 2 * pp)
+    least = 1 if pp == 1 else max(least_micro_batches(schedule, pp), 2 * pp)
     sequences = asked.sequences or least * dp * asked.micro_sequences
     made = Layout(
         dp=dp, sequences=sequences, precision=asked.precision, moments=asked.moments,

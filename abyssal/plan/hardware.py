@@ -9,25 +9,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from abyssal.errors import ConfigError
+from abyssal.plan.measured import Measured
 
 PRECISIONS = ("bfloat16", "float32", "fp8")
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Rates:
-    """What a machine was measured to do; all of one precision."""
-
-    dense_flops: float  # a second, of products with the model's own matrices
-    expert_flops: float  # of routed experts, rows sorted by expert
-    core_flops: float  # of causal attention, counted over the half that is computed
-    head_flops: float  # of the head with softmax and its gradient
-    row_bytes: float  # a second, of elementwise work, each byte read or written once
-    step_bytes: float  # of the optimizer's pass
-    call_s: float  # of one small operation
-    # Between processes, bytes of the tensor a second:
-    sum_bytes: float | None = None  # added up on all of them
-    gather_bytes: float | None = None  # ... on one of them
-    copy_bytes: float | None = None  # copied from one to all
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -43,7 +27,7 @@ class Accelerator:
     inter_node: float | None = None  # ... to devices of other nodes
     dollars_per_hour: float | None = None
     is_cpu: bool = False
-    rates: Mapping[str, Rates] | None = None  # by precision, where measured instead of stated
+    measured: Mapping[str, Measured] | None = None  # by precision, where nothing is stated
 
     def peak(self, precision: str) -> float:
         """FLOP/s in a precision.
@@ -58,6 +42,20 @@ class Accelerator:
                 f"{self.name} has no {precision} arithmetic; set the precision to one of {able}"
             )
         return found
+
+    def of(self, precision: str) -> Measured:
+        """What was measured in a precision.
+
+        Raises:
+            ConfigError: that was not, or nothing was.
+        """
+        known = self.measured or {}
+        if precision not in known:
+            raise ConfigError(
+                f"{self.name} was not measured in {precision}; take one of "
+                f"{', '.join(known) or 'the stated peaks'}"
+            )
+        return known[precision]
 
 
 def _gpu(bf16: float, fp8: float | None, fp32: float) -> dict[str, float | None]:

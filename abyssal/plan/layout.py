@@ -11,8 +11,8 @@ from typing import Literal, NamedTuple
 
 from abyssal.config import ModelConfig
 from abyssal.errors import ConfigError
-from abyssal.plan import pipeline
 from abyssal.plan.count import count
+from abyssal.plan.schedules import Schedule, check
 
 Recompute = Literal["none", "norms", "blocks"]
 _CHOICES = {
@@ -34,7 +34,7 @@ class Layout:
     recompute: Recompute = "none"  # norms: RMSNorm and MLA's up-projections; blocks: all but inputs
     precision: Literal["bfloat16", "float32", "fp8"] = "bfloat16"
     moments: Literal["bfloat16", "float32"] = "bfloat16"
-    schedule: pipeline.Schedule = "1f1b"
+    schedule: Schedule = "1f1b"
     micro_sequences: int = 1  # of one forward and backward pass
     sequences: int = 1
     seq_len: int = 4096
@@ -60,12 +60,17 @@ class Layout:
                 f"{self.sequences} sequences a step do not divide over dp={self.dp} ranks of "
                 f"{self.micro_sequences} at a time; take a multiple of {shared} sequences"
             )
-        pipeline.check(self.schedule, self.pp, self.micro_batches)
+        check(self.schedule, self.pp, self.micro_batches)
 
     @property
     def micro_batches(self) -> int:
         """Of each data-parallel rank in a step."""
         return self.sequences // (self.dp * self.micro_sequences)
+
+    @property
+    def has_sums(self) -> bool:
+        """Whether a step's gradients are sums, in float32, of micro-batches or ranks."""
+        return self.dp > 1 or self.micro_batches > 1
 
     @property
     def micro_tokens(self) -> int:

@@ -14,7 +14,7 @@ from abyssal.errors import ConfigError
 from abyssal.plan.hardware import Accelerator
 from abyssal.plan.layout import Layout
 from abyssal.plan.memory import Memory, largest
-from abyssal.plan.pipeline import SCHEDULES, Schedule
+from abyssal.plan.schedules import SCHEDULES, Schedule
 from abyssal.plan.time import EFFICIENCY, StepTime, plan_time
 
 RESERVE = 0.1  # of a device's memory: context, buffers of communication, fragments

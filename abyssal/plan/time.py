@@ -6,7 +6,7 @@
     step        the pipeline, then gradients added up over data-parallel ranks, then the optimizer
 
 DeepSeek-V3 (arXiv 2412.19437), sections 3.1 and 3.2. What stated peaks leave open is assumed here
-and nowhere else: the shares below. On the machine the command runs on, rates are measured instead.
+and nowhere else: the shares below. The machine the command runs on is measured (measured.py).
 """
 
 from dataclasses import dataclass
@@ -16,28 +16,37 @@ from abyssal.config import ModelConfig
 from abyssal.errors import ConfigError
 from abyssal.plan import pipeline
 from abyssal.plan.count import count
-from abyssal.plan.hardware import Accelerator, Rates
+from abyssal.plan.hardware import Accelerator
 from abyssal.plan.layout import Layout, Stage, stages
+from abyssal.plan.measured import Passing, passing, up_flops, update, update_bytes
 from abyssal.plan.memory import parameters
+from abyssal.plan.schedules import least_micro_batches
 
 EFFICIENCY = 0.7  # of the peak, sustained by large products (assumed; `--efficiency`)
 CORE_SHARE = 0.7  # of that, by causal attention with its softmax (assumed)
 BANDWIDTH_SHARE = 0.8  # of the memory's, by elementwise work (assumed)
 SENDING = 20 / 132  # of a GPU's cores drive communication, section 3.2.2
-_CALLS = 300  # small operations of a block in one pass forward and backward
 _FP8_BYTES, _BF16_BYTES = 1 + 4 / 128, 2  # of a number sent
 
 
-class Work(NamedTuple):
+class _Work(NamedTuple):
     """One token's share of a stage, forward."""
 
-    dense_flops: float = 0.0
-    expert_flops: float = 0.0
+    product_flops: float = 0.0
     core_flops: float = 0.0
     head_flops: float = 0.0
     row_bytes: float = 0.0  # elementwise
     sent_s: float = 0.0  # dispatch and combine
     blocks: int = 0
+
+
+class _Rates(NamedTuple):
+    """FLOP and bytes a second that real kernels sustain."""
+
+    product_flops: float
+    core_flops: float
+    head_flops: float
+    row_bytes: float
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -71,31 +80,15 @@ class StepTime:
         return 1e12 / self.tokens_per_s * self.devices / 3600
 
 
-def rates_of(hardware: Accelerator, precision: str, efficiency: float = EFFICIENCY) -> Rates:
-    """Measured rates, or shares of the stated peaks.
-
-    Raises:
-        ConfigError: the hardware has no such arithmetic, or it was not measured in it.
-    """
-    if hardware.rates is not None:
-        found = hardware.rates.get(precision)
-        if found is None:
-            raise ConfigError(
-                f"{hardware.name} was not measured in {precision}; take one of "
-                f"{', '.join(hardware.rates)}"
-            )
-        return found
+def _rates_of(hardware: Accelerator, precision: str, efficiency: float) -> _Rates:
+    """Shares of the stated peaks."""
     peak = hardware.peak(precision)
     high = hardware.peak("float32" if precision == "float32" else "bfloat16")
-    memory = hardware.bandwidth * BANDWIDTH_SHARE
-    return Rates(
-        dense_flops=peak * efficiency,
-        expert_flops=peak * efficiency,
+    return _Rates(
+        product_flops=peak * efficiency,
         core_flops=high * efficiency * CORE_SHARE,
         head_flops=high * efficiency,
-        row_bytes=memory,
-        step_bytes=memory,
-        call_s=0.0,
+        row_bytes=hardware.bandwidth * BANDWIDTH_SHARE,
     )
 
 
@@ -108,8 +101,7 @@ def plan_time(
         ConfigError: the layout does not fit the model, or a link that it needs is not known.
     """
     layout.check(config)
-    rates = rates_of(hardware, layout.precision, efficiency)
-    times, computed = chunk_times(config, layout, hardware, rates)
+    times, computed = chunk_times(config, layout, hardware, efficiency)
     span, bubble = _pipeline(layout, times)
     m = layout.micro_batches
     chunks = [[computed[stage] for stage in layout.stages_of(rank)] for rank in range(layout.ranks)]
@@ -119,7 +111,7 @@ def plan_time(
     compute_s = m * share * sum(compute for compute, _ in slowest)
     hidden = layout.schedule.startswith("dualpipe") and layout.pp > 1
     sending_s = 0.0 if hidden else m * share * sum(sent for _, sent in slowest)
-    gradients_s, optimizer_s = _update(config, layout, hardware, rates)
+    gradients_s, optimizer_s = _update(config, layout, hardware)
     total = span + gradients_s + optimizer_s
     peak = hardware.peak("float32" if layout.precision == "float32" else "bfloat16")
     flops = count(config).flops_per_token_training(layout.seq_len, mtp=True) * layout.step_tokens
@@ -137,27 +129,42 @@ def plan_time(
 
 
 def chunk_times(
-    config: ModelConfig, layout: Layout, hardware: Accelerator, rates: Rates
+    config: ModelConfig, layout: Layout, hardware: Accelerator, efficiency: float = EFFICIENCY
 ) -> tuple[list[pipeline.Times], list[tuple[float, float]]]:
-    """Of each stage: a micro-batch's times, and how much of them is computing and sending."""
+    """Of each stage: a micro-batch's times, and how much of them is computing and sending.
+
+    Raises:
+        ConfigError: the hardware was not measured in that precision, or a link is not known.
+    """
     times, parts = [], []
     for stage in stages(config, layout):
-        work = work_of(config, layout, stage, hardware)
-        T = layout.micro_tokens
-        forward = _seconds(work, rates) * T + work.blocks * _CALLS / 3 * rates.call_s
-        weights = (_products(work, rates) + work.head_flops / rates.head_flops) * T
-        backward = 2 * forward + _again(config, layout, work, rates) * T
-        sent = work.sent_s * T
+        if hardware.measured is not None:
+            one, share = passing(config, layout, stage, hardware.of(layout.precision)), 0.0
+        else:
+            one, share = _stated(config, layout, stage, hardware, efficiency), SENDING
+        forward, backward, sent = one.forward, one.backward, one.sent
         # Run together, the cores that send do not compute.
-        computing = (forward + backward) / (1 - (SENDING if sent and rates.call_s == 0 else 0))
+        computing = (forward + backward) / (1 - (share if sent else 0))
         times.append(
-            pipeline.Times(forward + sent, backward + sent, weights, max(computing, 2 * sent))
+            pipeline.Times(forward + sent, backward + sent, one.weights, max(computing, 2 * sent))
         )
         parts.append((forward + backward, 2 * sent))
     return times, parts
 
 
-def work_of(config: ModelConfig, layout: Layout, stage: Stage, hardware: Accelerator) -> Work:
+def _stated(
+    config: ModelConfig, layout: Layout, stage: Stage, hardware: Accelerator, efficiency: float
+) -> Passing:
+    """A micro-batch through a stage at shares of what data sheets state."""
+    work = _work(config, layout, stage, hardware)
+    rates, T = _rates_of(hardware, layout.precision, efficiency), layout.micro_tokens
+    forward = _seconds(work, rates) * T
+    weights = (work.product_flops / rates.product_flops + work.head_flops / rates.head_flops) * T
+    backward = 2 * forward + _again(config, layout, work, rates) * T
+    return Passing(forward, backward, weights, work.sent_s * T)
+
+
+def _work(config: ModelConfig, layout: Layout, stage: Stage, hardware: Accelerator) -> _Work:
     """What a stage does for one token, forward."""
     cfg, active, D = config, count(config).active, config.hidden_size
     L, dense = cfg.num_hidden_layers, cfg.first_k_dense_replace
@@ -170,9 +177,8 @@ def work_of(config: ModelConfig, layout: Layout, stage: Stage, hardware: Acceler
     if stage.dense_blocks:
         matrices += stage.dense_blocks * active.dense / dense
     core = 2 * cfg.num_attention_heads * (cfg.qk_head_dim + cfg.v_head_dim) * layout.seq_len / 2
-    return Work(
-        dense_flops=2 * matrices,
-        expert_flops=2 * moe * cfg.num_experts_per_tok * per_moe,
+    return _Work(
+        product_flops=2 * (matrices + moe * cfg.num_experts_per_tok * per_moe),
         core_flops=blocks * core,
         head_flops=2 * heads * cfg.vocab_size * D,
         row_bytes=blocks * _row_bytes(cfg, layout) + moe * _moe_row_bytes(cfg, layout),
@@ -225,31 +231,24 @@ def _link(hardware: Accelerator, name: str) -> float:
     return speed
 
 
-def _seconds(work: Work, rates: Rates) -> float:
+def _seconds(work: _Work, rates: _Rates) -> float:
     """Of a token's forward pass, without what is sent."""
     return (
-        _products(work, rates)
+        work.product_flops / rates.product_flops
         + work.core_flops / rates.core_flops
         + work.head_flops / rates.head_flops
         + work.row_bytes / rates.row_bytes
     )
 
 
-def _products(work: Work, rates: Rates) -> float:
-    return work.dense_flops / rates.dense_flops + work.expert_flops / rates.expert_flops
-
-
-def _again(config: ModelConfig, layout: Layout, work: Work, rates: Rates) -> float:
+def _again(config: ModelConfig, layout: Layout, work: _Work, rates: _Rates) -> float:
     """Seconds that a token's recomputation takes."""
     if layout.recompute == "none":
         return 0.0
-    cfg = config
     if layout.recompute == "blocks":
         return _seconds(work._replace(head_flops=0.0), rates)
-    query = (cfg.q_lora_rank or cfg.hidden_size) * cfg.num_attention_heads * cfg.qk_head_dim
-    pair = cfg.kv_lora_rank * cfg.num_attention_heads * (cfg.qk_nope_head_dim + cfg.v_head_dim)
-    norms = 4 * cfg.hidden_size * 2 / rates.row_bytes
-    return work.blocks * (2 * (query + pair) / rates.dense_flops + norms)
+    norms = 4 * config.hidden_size * 2 / rates.row_bytes
+    return work.blocks * (up_flops(config) / rates.product_flops + norms)
 
 
 def _pipeline(layout: Layout, times: list[pipeline.Times]) -> tuple[float, float]:
@@ -260,7 +259,7 @@ def _pipeline(layout: Layout, times: list[pipeline.Times]) -> tuple[float, float
     m = layout.micro_batches
     if layout.pp == 1:
         return m * (times[0].forward + times[0].backward), 0.0
-    most = max(pipeline.least_micro_batches(layout.schedule, layout.pp), 3 * layout.pp)
+    most = max(least_micro_batches(layout.schedule, layout.pp), 3 * layout.pp)
     if m <= most + 4:
         timeline = pipeline.simulate(layout.schedule, layout.pp, m, times)
         return timeline.span, timeline.bubble
@@ -273,22 +272,16 @@ def _pipeline(layout: Layout, times: list[pipeline.Times]) -> tuple[float, float
     return span, idle / (span * layout.ranks)
 
 
-def _update(
-    config: ModelConfig, layout: Layout, hardware: Accelerator, rates: Rates
-) -> tuple[float, float]:
+def _update(config: ModelConfig, layout: Layout, hardware: Accelerator) -> tuple[float, float]:
     """Seconds to add up gradients over ranks, and of the optimizer's pass."""
     params = parameters(config, layout)
+    if hardware.measured is not None:
+        return update(params.total, layout, hardware.of(layout.precision))
     width = 4 if layout.precision == "float32" else 2
-    moment = {"bfloat16": 2, "float32": 4}[layout.moments]
-    owned = params.total / (layout.dp if layout.zero else 1)
-    # Gradient read twice, for its norm too; master and moments read and written; weights written.
-    passed = (2 * width + 8 + 4 * moment + (width if width < 4 else 0)) * owned
-    sums = (layout.micro_batches - 1) * (width + 8) * params.total
-    optimizer_s = (passed + sums) / rates.step_bytes
+    passed = update_bytes(params.total, layout)
+    optimizer_s = passed / (hardware.bandwidth * BANDWIDTH_SHARE)
     if layout.dp == 1:
         return 0.0, optimizer_s
-    if hardware.rates is not None:
-        return _between_processes(params.total, layout, rates), optimizer_s
     # Reduce-scatter and all-gather around a ring, experts over the ranks that repeat them.
     copies = layout.dp // layout.ep
     one_node = layout.devices <= hardware.devices_per_node
@@ -296,17 +289,3 @@ def _update(
     shared = params.shared * (layout.dp - 1) / layout.dp
     experts = params.experts * (copies - 1) / copies
     return (4 + (width if layout.zero else 4)) * (shared + experts) / speed, optimizer_s
-
-
-def _between_processes(total: int, layout: Layout, rates: Rates) -> float:
-    """As our own trainer does it: gradients in float32, then what a rank owns copied to all."""
-    known = (rates.sum_bytes, rates.gather_bytes, rates.copy_bytes)
-    if known[0] is None or known[1] is None or known[2] is None:
-        raise ConfigError(
-            f"dp={layout.dp}: what this machine's processes send each other was not measured; "
-            "leave --hardware this to measure it, or plan one process"
-        )
-    width = 4 if layout.precision == "float32" else 2
-    if not layout.zero:
-        return 4 * total / known[0]
-    return 4 * total / known[1] + width * total / known[2]

@@ -16,8 +16,9 @@ from abyssal.engine.pages import PAGE
 from abyssal.model.transformer import DeepSeekV3
 from abyssal.plan import cost, serving
 from abyssal.plan.count import count
-from abyssal.plan.pipeline import Schedule, Times, formula, program, simulate
+from abyssal.plan.pipeline import Times, formula, simulate
 from abyssal.plan.placement import place
+from abyssal.plan.schedules import Schedule, program
 from abyssal.quant import formats
 from abyssal.train.loss import losses
 from claimed.row import Row, exact, near

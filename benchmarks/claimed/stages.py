@@ -18,7 +18,8 @@ from abyssal.config import PRESETS
 from abyssal.model.attention import Span
 from abyssal.model.rope import cos_sin
 from abyssal.model.transformer import DeepSeekV3
-from abyssal.plan.pipeline import SCHEDULES, Chunk, Schedule, Times, simulate
+from abyssal.plan.pipeline import Times, simulate
+from abyssal.plan.schedules import SCHEDULES, Chunk, Schedule
 from claimed.row import Row, holds
 
 STAGES, MICRO_BATCHES, LENGTH = 8, 16, 12  # stages, micro-batches, tokens of each

@@ -11,7 +11,7 @@ from abyssal.errors import ConfigError
 from abyssal.plan.count import count
 from abyssal.plan.layout import Layout, stages
 from abyssal.plan.memory import largest, of_stage, parameters, plan_memory
-from abyssal.plan.pipeline import SCHEDULES, least_micro_batches
+from abyssal.plan.schedules import SCHEDULES, least_micro_batches
 
 V3 = ModelConfig.preset("deepseek-v3")
 SMALL = ModelConfig.preset("small")

@@ -7,14 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from abyssal.errors import ConfigError
-from abyssal.plan.pipeline import (
-    SCHEDULES,
-    Times,
-    formula,
-    least_micro_batches,
-    program,
-    simulate,
-)
+from abyssal.plan.pipeline import Times, formula, simulate
+from abyssal.plan.schedules import SCHEDULES, least_micro_batches, program
 
 EVEN = st.integers(1, 6).map(lambda half: 2 * half)
 

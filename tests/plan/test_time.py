@@ -9,11 +9,12 @@ from hypothesis import strategies as st
 from abyssal.config import ModelConfig
 from abyssal.errors import ConfigError
 from abyssal.plan import cost, pipeline, serving
-from abyssal.plan.hardware import ACCELERATORS, Rates, accelerator
+from abyssal.plan.hardware import ACCELERATORS, accelerator
 from abyssal.plan.layout import Layout
+from abyssal.plan.measured import Measured
 from abyssal.plan.memory import largest
 from abyssal.plan.search import search
-from abyssal.plan.time import chunk_times, plan_time, rates_of
+from abyssal.plan.time import chunk_times, plan_time
 from abyssal.plan.training import plan_training
 
 V3, SMALL = ModelConfig.preset("deepseek-v3"), ModelConfig.preset("small")
@@ -22,12 +23,13 @@ PAPER = Layout(
     dp=128, pp=16, ep=64, zero=1, precision="fp8", schedule="dualpipe", recompute="norms",
     sequences=15360,
 )  # fmt: skip
-RATES = Rates(
-    dense_flops=4e11, expert_flops=3e11, core_flops=2e11, head_flops=4e11, row_bytes=1e10,
-    step_bytes=1e10, call_s=3e-6, sum_bytes=1e9, gather_bytes=1e9, copy_bytes=2e9,
+RATES = Measured(
+    seq_len=512, dense_forward_s=1e-6, dense_backward_s=2e-6, moe_forward_s=2e-6,
+    moe_backward_s=4e-6, ends_s=5e-6, peak_s=1e-12, product_s=2e-12, core_s=5e-12, row_s=1e-10,
+    step_s=1e-10, sum_s=1e-9, gather_s=1e-9, copy_s=5e-10,
 )  # fmt: skip
 THIS = replace(
-    H800, name="this", peak_flops={"bfloat16": 4e11}, is_cpu=True, rates={"bfloat16": RATES}
+    H800, name="this", peak_flops={"bfloat16": 4e11}, is_cpu=True, measured={"bfloat16": RATES}
 )
 
 
@@ -49,7 +51,7 @@ def test_schedules_are_ranked_as_in_the_report():
 def test_a_long_step_is_extended_as_if_it_were_simulated():
     few = replace(PAPER, sequences=128 * 52)  # the most that is simulated
     more = replace(PAPER, sequences=128 * 60)
-    times, _ = chunk_times(V3, more, H800, rates_of(H800, "fp8"))
+    times, _ = chunk_times(V3, more, H800)
     whole = pipeline.simulate("dualpipe", 16, 60, times).span
     planned = plan_time(V3, more, H800)
     assert planned.compute_s + planned.waiting_s == pytest.approx(whole, rel=1e-3)
@@ -70,11 +72,33 @@ def test_two_processes_share_the_work_and_pay_for_gradients():
     two = plan_time(SMALL, Layout(dp=2, sequences=8, micro_sequences=4, seq_len=512), THIS)
     assert two.compute_s == pytest.approx(one.compute_s / 2)
     assert (one.gradients_s, two.gradients_s > 0) == (0, True)
-    alone = replace(THIS, rates={"bfloat16": replace(RATES, sum_bytes=None)})
+    alone = replace(THIS, measured={"bfloat16": replace(RATES, sum_s=None)})
     with pytest.raises(ConfigError, match="processes send each other was not measured"):
         plan_time(SMALL, Layout(dp=2, sequences=2, seq_len=512), alone)
     with pytest.raises(ConfigError, match="not measured in float32"):
         plan_time(SMALL, Layout(precision="float32"), THIS)
+
+
+def test_a_measured_machine_is_planned_from_its_parts():
+    layout = Layout(sequences=4, micro_sequences=4, seq_len=512)
+    L, dense = SMALL.num_hidden_layers, SMALL.first_k_dense_replace
+    mtp = SMALL.num_nextn_predict_layers
+    blocks = dense * 3e-6 + (L - dense + mtp) * 6e-6
+    joined = mtp * 3 * 4 * SMALL.hidden_size**2 * 2e-12
+    step = plan_time(SMALL, layout, THIS)
+    assert step.compute_s == pytest.approx(2048 * (blocks + joined + (1 + mtp) * 5e-6))
+    # Two thirds of a longer pass are backward, and only attention is longer by itself.
+    more = plan_time(SMALL, replace(layout, seq_len=1024), THIS).compute_s / 4096
+    core = 3 * 5e-12 * 512 * SMALL.num_attention_heads * (SMALL.qk_head_dim + SMALL.v_head_dim)
+    assert more - step.compute_s / 2048 == pytest.approx((L + mtp) * core)
+
+
+def test_all_blocks_are_computed_again_but_for_those_of_mtp():
+    layout = Layout(sequences=4, micro_sequences=4, seq_len=512)
+    again = plan_time(SMALL, replace(layout, recompute="blocks"), THIS).compute_s
+    dense = SMALL.first_k_dense_replace
+    forward = dense * 1e-6 + (SMALL.num_hidden_layers - dense) * 2e-6
+    assert again - plan_time(SMALL, layout, THIS).compute_s == pytest.approx(2048 * forward)
 
 
 def test_the_table_of_hardware_says_what_it_does_not_know():
