@@ -185,18 +185,47 @@ def test_what_is_inside_an_answer_is_what_the_service_told(opened, address, lang
         assert panel.locator("canvas").evaluate(drawn) > 0
 
 
+def test_every_token_takes_room(opened, address):
+    """Also those whose letters leave no mark: a reader walks through them with the arrow keys."""
+    seen, controls = ["a", ""], ["\r", "\n", " ", "\t", "\x00", "\x0b", "\x7f", "\x85"]
+    spaces, marks = ["\xa0", "\u2028", "\u3000"], ["\u0301", "\ufe0f"]
+    nothings = ["\xad", "\u200b", "\u200d", "\u202e", "\ufeff"]
+    texts = seen + controls + spaces + marks + nothings
+    tokens = [
+        {"text": text, "logprob": -1, "top": [[text, -1]], "experts": None, "drafted": False}
+        for text in texts
+    ]
+    told = {"id": uuid.uuid4().hex, "parent": None, "role": "assistant", "content": "a",
+            "reasoning": None, "created": 1,
+            "data": {"insight": {"tokens": tokens, "summary": None}}}  # fmt: skip
+    page = opened(f"#/chat/{imported(address, 'tokens', [told])}")
+    page.get_by_role("button", name="Look inside").click()
+    strip = page.get_by_role("listbox", name="Tokens")
+    strip.focus()
+    for place in range(len(texts)):
+        chosen = strip.locator(f"[aria-selected=true][data-place='{place}']")
+        chosen.wait_for()
+        assert chosen.bounding_box()["width"] > 4, repr(texts[place])
+        page.keyboard.press("ArrowRight")
+
+
+def imported(address, title, messages):
+    """A chat of these messages in the service's history; its id."""
+    chat = {"id": uuid.uuid4().hex, "title": title, "folder": None, "pinned": False, "options": {},
+            "current": messages[-1]["id"], "created": 1, "updated": 1, "deleted": None}  # fmt: skip
+    saved = {"format": "abyssal-history", "version": 1, "chats": [chat | {"messages": messages}]}
+    httpx.post(f"{address}/history/import", json=saved, timeout=30).raise_for_status()
+    return chat["id"]
+
+
 def test_a_long_chat_is_read_through_with_few_turns_on_the_page(opened, address):
-    chat, turns = uuid.uuid4().hex, [uuid.uuid4().hex for _ in range(120)]
+    turns = [uuid.uuid4().hex for _ in range(120)]
     messages = [
         {"id": id, "parent": parent, "role": "assistant" if n % 2 else "user", "created": n,
          "content": f"turn {n}\n\n" + "deep " * 150, "reasoning": None, "data": {}}
         for n, (parent, id) in enumerate(zip([None, *turns], turns, strict=False))
     ]  # fmt: skip
-    whole = {"id": chat, "title": "long", "folder": None, "pinned": False, "options": {},
-             "current": turns[-1], "created": 1, "updated": 1, "deleted": None}  # fmt: skip
-    saved = {"format": "abyssal-history", "version": 1, "chats": [whole | {"messages": messages}]}
-    httpx.post(f"{address}/history/import", json=saved, timeout=30).raise_for_status()
-    page = opened(f"#/chat/{chat}")
+    page = opened(f"#/chat/{imported(address, 'long', messages)}")
     page.get_by_text("turn 119", exact=True).wait_for()
     seen = set()
 

@@ -1,7 +1,7 @@
 import { expect, test } from 'vitest';
 import { ApiError } from '../src/api/http';
 import { Answer, type Chunk } from '../src/chat/answer';
-import { countExperts, busiest, probability, shapeOf, warmth } from '../src/chat/insight';
+import { countExperts, busiest, probability, shapeOf, visibleText, warmth } from '../src/chat/insight';
 import { fitting } from '../src/chat/fitting';
 
 const entry = (token: string, logprob = -0.5): object => ({ token, logprob, top_logprobs: [{ token, logprob }] });
@@ -47,6 +47,17 @@ test('without insight nothing is kept about tokens', () => {
 test('warmth runs from certain to hardly likely', () => {
   expect([0, Math.log(0.95), Math.log(0.5), -20, null].map(warmth)).toEqual([0, 0, 5, 9, 9]);
   expect(probability(0.1)).toBe(1);
+});
+
+test('every token can be seen, and ordinary text is what it is', () => {
+  for (let code = 0; code <= 0x10ffff; code += 1) {
+    const letter = String.fromCodePoint(code);
+    if (!/[\p{Cc}\p{Z}\p{DI}\p{M}]/u.test(letter)) continue;
+    expect(visibleText(letter)).toMatch(/[^\p{Cc}\p{Z}\p{DI}\p{M}]/u);
+  }
+  for (const text of ['fish', ' of the', '淵', 'می\u200cخواهم', '👩\u200d🚀', 'e\u0301', '<｜User｜>']) expect(visibleText(text)).toBe(text);
+  const signs = ['\n', 'a\r\n', '\t', '  ', '\u00a0', '\u0301', '\x00', '\x7f', '\x85', '\u200b', '', 'bytes:\\xe6\\xb7'].map(visibleText);
+  expect(signs).toEqual(['⏎', 'a␍⏎', '⇥', '␣␣', 'U+00A0', '◌\u0301', '␀', '␡', 'U+0085', 'U+200B', '∅', '\\xe6\\xb7']);
 });
 
 test('data that is too large loses what weighs most first', () => {

@@ -59,8 +59,17 @@ export function shapeOf(
   return { layers, numExperts: Math.min(4096, largest + 1) };
 }
 
-/** A token's text as it can be seen: spaces and breaks have signs. */
+/** A token's text as it can be seen: what leaves no mark has a sign, a lone accent a circle. */
 export function visibleText(text: string): string {
   const bytes = /^bytes:((?:\\x[0-9a-f]{2})+)$/.exec(text)?.[1]; // a part of a letter
-  return (bytes ?? text).replace(/\n/g, '⏎').replace(/\t/g, '⇥').replace(/^ +$/, (spaces) => '␣'.repeat(spaces.length));
+  const marked = (bytes ?? text).replace(/\p{Cc}/gu, sign).replace(/^\p{M}/u, '◌$&');
+  return /^[\p{Z}\p{DI}]*$/u.test(marked) ? Array.from(marked, sign).join('') || '∅' : marked;
+}
+
+const SIGNS: Readonly<Record<string, string>> = { '\n': '⏎', '\t': '⇥', ' ': '␣', '\x7f': '␡' };
+
+function sign(letter: string): string {
+  const code = letter.codePointAt(0) ?? 0;
+  if (code < 0x20) return SIGNS[letter] ?? String.fromCodePoint(0x2400 + code);
+  return SIGNS[letter] ?? `U+${code.toString(16).toUpperCase().padStart(4, '0')}`;
 }
