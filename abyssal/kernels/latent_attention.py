@@ -23,6 +23,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from abyssal.kernels.latent_pages import INT8
@@ -32,6 +33,7 @@ BLOCK = 128  # queries of a sequence whose scores are in memory together
 COPY_BYTES = 2**20  # latents copied together: they fit the second cache and stay there
 COPY_BYTES_GPU = 2**28  # where only the number of calls matters
 PAIRS = 32  # (query, page) pairs of one product of `fixed_attention`
+LINE_BYTES = 64  # of the processor's caches
 _KINDS = {torch.float32: 0, torch.bfloat16: 1, torch.int8: INT8}  # of latent_pages.h
 
 
@@ -152,7 +154,8 @@ def fixed_attention(
 
     Each pair gives a maximum, a sum and a mixture of its own; those of a query are joined in the
     order of its pages. Sums over a page are taken by halving: additions of elements, whose result
-    does not depend on how the processor walks over them.
+    does not depend on how the processor walks over them. Rows are filled up to whole lines of a
+    cache: a product's bits may depend on where in a line its rows begin.
     """
     q = q.index_select(0, pairs.order)
     parts = [
@@ -168,17 +171,29 @@ def _attend_pairs(
     q: Tensor, pages: Tensor, pairs: Pairs, some: slice, scale: float, kv_lora_rank: int
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The maximum, the sum (PAIRS, H, 1) and the mixture (PAIRS, H, C) of some pairs, float32."""
-    latents = pages.index_select(0, pairs.page[some])  # (PAIRS, 64, W)
-    queries = q.index_select(0, pairs.place[some])  # (PAIRS, H, W)
+    latents = _in_lines(pages.index_select(0, pairs.page[some]))  # (PAIRS, 64, W')
+    queries = _in_lines(q.index_select(0, pairs.place[some]))  # (PAIRS, H, W')
     scores = torch.bmm(queries, latents.transpose(1, 2)).float().mul_(scale)
     scores.masked_fill_(pairs.hidden[some], -torch.inf)  # (PAIRS, H, 64)
     highest = scores.amax(-1, keepdim=True)
     weights = scores.sub_(highest).exp_()
-    mixed = torch.bmm(weights.to(q.dtype), latents[..., :kv_lora_rank]).float()
+    C = kv_lora_rank + _missing(kv_lora_rank, q)  # of which kv_lora_rank are wanted
+    mixed = torch.bmm(weights.to(q.dtype), latents[..., :C])[..., :kv_lora_rank].float()
     while weights.shape[-1] > 1:
         low, high = weights.chunk(2, -1)
         weights = low + high
     return highest, weights, mixed
+
+
+def _in_lines(rows: Tensor) -> Tensor:
+    """Rows (..., W) followed by zeros, to whole lines (..., W')."""
+    missing = _missing(rows.shape[-1], rows)
+    return F.pad(rows, (0, missing)) if missing else rows
+
+
+def _missing(count: int, like: Tensor) -> int:
+    """How many numbers lack to whole lines."""
+    return -count % (LINE_BYTES // like.element_size())
 
 
 def _join(highest: Tensor, total: Tensor, mixed: Tensor, levels: list[int]) -> Tensor:
