@@ -29,7 +29,7 @@ from abyssal.config import ModelConfig
 from abyssal.data.corpus import stories
 from abyssal.model.transformer import DeepSeekV3
 from abyssal.quant.convert import convert
-from abyssal.quant.formats import Format
+from abyssal.quant.formats import PLAIN, Format
 from abyssal.tokenizer.bpe import Tokenizer
 
 _SMALL: dict[str, Any] = {
@@ -76,7 +76,7 @@ def folder_of(name: str, root: Path, kind: str = "bf16") -> Path:
     if not (folder / INDEX).exists():
         print(f"writing {folder}", flush=True)
         write(MODELS[name], folder, fp8=name in IN_FP8)
-    if name in IN_FP8 or kind not in get_args(Format):
+    if name in IN_FP8 or kind in PLAIN or kind not in get_args(Format):
         return folder
     converted = root / f"{name}.{kind}"
     if not converted.exists():
