@@ -31,7 +31,7 @@ from abyssal.plan.measured import Measured
 from abyssal.plan.memory import largest
 from abyssal.plan.time import plan_time
 from abyssal.train.metrics import read_metrics
-from abyssal.train.rates import as_hardware
+from abyssal.train.rates import as_hardware, cpu
 
 CORES = os.cpu_count() or 1
 SEQ_LEN, SEQUENCES, FEWER = 512, 8, 2
@@ -145,7 +145,7 @@ def main() -> None:
 
 def _row(name: str, layout: Layout, tried: list[Tried], empty: dict[int, int]) -> tuple[str, bool]:
     """A row of the table, and whether both goals are met."""
-    memory_bytes = largest(MODEL, layout, is_cpu=True).total
+    memory_bytes = largest(MODEL, layout, cpu=cpu()).total
     found_bytes = median(one.run.peak_bytes for one in tried) - empty[layout.dp]
     planned = [_planned(layout, one) for one in tried]
     measured = [one.run.step_s for one in tried]

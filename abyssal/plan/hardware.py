@@ -7,11 +7,13 @@ data sheets add up over both directions. ``this`` is the machine the command run
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Literal
 
 from abyssal.errors import ConfigError
 from abyssal.plan.measured import Measured
 
 PRECISIONS = ("bfloat16", "float32", "fp8")
+Cpu = Literal["amx", "vector"]  # the unit that multiplies BF16
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -26,7 +28,7 @@ class Accelerator:
     intra_node: float | None = None  # bytes a second to devices of its node
     inter_node: float | None = None  # ... to devices of other nodes
     dollars_per_hour: float | None = None
-    is_cpu: bool = False
+    cpu: Cpu | None = None  # None: a GPU
     measured: Mapping[str, Measured] | None = None  # by precision, where nothing is stated
 
     def peak(self, precision: str) -> float:

@@ -10,6 +10,7 @@ from dataclasses import replace
 from typing import Literal
 
 from abyssal.config import ModelConfig
+from abyssal.plan.hardware import Cpu
 from abyssal.plan.layout import Layout, Stage
 
 Engine = Literal["native", "torch", "gpu"]
@@ -24,9 +25,9 @@ _TILE = 1 + 4 / 128  # bytes of a number in FP8 with its share of a scale
 _E5M6 = 1.5 + 4 / 128
 
 
-def engine_of(precision: str, *, is_cpu: bool) -> Engine:
+def engine_of(precision: str, cpu: Cpu | None) -> Engine:
     """Which kernels do the work."""
-    if not is_cpu:
+    if cpu is None:
         return "gpu"
     return "torch" if precision == "float32" else "native"
 

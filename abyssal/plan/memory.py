@@ -9,22 +9,26 @@
 A device's largest moment is the beginning of the last backward or its end, whichever is more.
 """
 
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from functools import cache
 from typing import NamedTuple
 
 from abyssal.config import ModelConfig
 from abyssal.plan import pipeline
 from abyssal.plan.count import count
+from abyssal.plan.hardware import Cpu
 from abyssal.plan.kept import block_work, engine_of, head_bytes, stage_kept
 from abyssal.plan.layout import Layout, Stage, stages
 from abyssal.plan.schedules import Schedule, least_micro_batches
 
-# glibc's heap over what is alive in it beside weights and their state: what is freed leaves holes
-# that the next tensor may not fit, recomputation makes more of them, native kernels keep scratch.
-# Found with `small` and a model of 57M parameters, 1K to 8K tokens a pass; runs differ by 6%.
-HEAP = {"native": 1.38, "torch": 1.15}
-HEAP_RECOMPUTED = 1.8
+# What glibc's heap holds beyond what is alive in it, weights and their state left out: holes that
+# the next tensor does not fit, and scratch of kernels. A share of the last micro-batch's gradients,
+# which arrive among what is left of its activations, and one of all that is alive. Found with
+# `small` and a model of 92M parameters, 1K to 8K tokens a pass (docs/log.md).
+HOLES_OF_GRADIENTS = 0.6
+HOLES: dict[Cpu, float] = {"amx": 0.28, "vector": 0.05}
+HOLES_FLOAT32 = 0.08
+HOLES_RECOMPUTED = 0.78
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -97,16 +101,16 @@ def parameters(config: ModelConfig, layout: Layout, rank: int = 0) -> Parameters
     return Parameters(shared, sum(part.experts for part in held) // layout.ep)
 
 
-def plan_memory(config: ModelConfig, layout: Layout, *, is_cpu: bool = False) -> list[Memory]:
+def plan_memory(config: ModelConfig, layout: Layout, *, cpu: Cpu | None = None) -> list[Memory]:
     """Of a device of every pipeline rank, at its largest moment."""
     layout.check(config)
     chunks = _chunks_kept(layout)
-    return [_of_rank(config, layout, rank, chunks, is_cpu) for rank in range(layout.ranks)]
+    return [_of_rank(config, layout, rank, chunks, cpu) for rank in range(layout.ranks)]
 
 
-def largest(config: ModelConfig, layout: Layout, *, is_cpu: bool = False) -> Memory:
+def largest(config: ModelConfig, layout: Layout, *, cpu: Cpu | None = None) -> Memory:
     """Of the device that needs most."""
-    return max(plan_memory(config, layout, is_cpu=is_cpu), key=lambda memory: memory.total)
+    return max(plan_memory(config, layout, cpu=cpu), key=lambda memory: memory.total)
 
 
 def _chunks_kept(layout: Layout) -> tuple[int, ...]:
@@ -126,9 +130,9 @@ def _peak_chunks(schedule: Schedule, pp: int, micro_batches: int) -> tuple[int, 
 
 
 def _of_rank(
-    config: ModelConfig, layout: Layout, rank: int, chunks: tuple[int, ...], is_cpu: bool
+    config: ModelConfig, layout: Layout, rank: int, chunks: tuple[int, ...], cpu: Cpu | None
 ) -> Memory:
-    engine = engine_of(layout.precision, is_cpu=is_cpu)
+    engine = engine_of(layout.precision, cpu)
     standing = _standing(config, layout, parameters(config, layout, rank))
     parts = stages(config, layout)
     held = [parts[stage] for stage in layout.stages_of(rank)]
@@ -142,12 +146,16 @@ def _of_rank(
     begins = Memory(**standing, gradients=sums, activations=activations, work=work, head=head)
     ends = Memory(**standing, gradients=sums + fresh, work=work)
     peak = max(begins, ends, key=lambda memory: memory.total)
-    if not is_cpu:
+    if cpu is None:
         return peak
-    heap = HEAP_RECOMPUTED if layout.recompute == "blocks" else HEAP[engine]
     alive = peak.gradients + peak.activations + peak.work + peak.head
-    grown = {name: value for name, value in asdict(peak).items() if name != "slack"}
-    return Memory(**grown, slack=int((heap - 1) * alive))
+    return replace(peak, slack=int(HOLES_OF_GRADIENTS * fresh + _holes(layout, cpu) * alive))
+
+
+def _holes(layout: Layout, cpu: Cpu) -> float:
+    if layout.recompute == "blocks":
+        return HOLES_RECOMPUTED
+    return HOLES_FLOAT32 if layout.precision == "float32" else HOLES[cpu]
 
 
 def _standing(config: ModelConfig, layout: Layout, params: Parameters) -> dict[str, int]:

@@ -52,7 +52,7 @@ def search(
     for candidate in candidates(config, devices, like):
         for recompute in ("none", "norms", "blocks"):
             layout = replace(candidate, recompute=recompute)
-            memory = largest(config, layout, is_cpu=hardware.is_cpu)
+            memory = largest(config, layout, cpu=hardware.cpu)
             smallest = min(smallest, memory.total)
             if memory.total <= usable:
                 time = plan_time(config, layout, hardware, efficiency)

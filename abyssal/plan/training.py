@@ -92,7 +92,7 @@ def plan_training(
         raise ConfigError(
             f"efficiency={efficiency:g} and reserve={reserve:g}, expected shares between 0 and 1"
         )
-    memory = tuple(plan_memory(config, layout, is_cpu=hardware.is_cpu))
+    memory = tuple(plan_memory(config, layout, cpu=hardware.cpu))
     time = plan_time(config, layout, hardware, efficiency)
     if stage == "extend" and tokens is None:
         return _extension(config, layout, hardware, efficiency, reserve)
@@ -128,7 +128,7 @@ def _extension(
         costs[name] = cost.of_tokens(tokens, time.tokens_per_s, layout.devices, price)
     hours = sum(one.device_hours for one in costs.values())
     costs["both"] = cost.of_hours(cost.EXTENSION_TOKENS, hours, layout.devices, price)
-    memory = tuple(plan_memory(config, phase, is_cpu=hardware.is_cpu))
+    memory = tuple(plan_memory(config, phase, cpu=hardware.cpu))
     return TrainingPlan(stage="extend", layout=phase, hardware=hardware, memory=memory, time=time,
                         costs=costs, reserve=reserve)  # fmt: skip
 

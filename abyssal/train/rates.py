@@ -27,12 +27,13 @@ from torch import Tensor, nn
 
 from abyssal.config import ModelConfig
 from abyssal.errors import ConfigError
+from abyssal.kernels import registry
 from abyssal.kernels.attention import mla_attention
 from abyssal.kernels.rms_norm import add_rms_norm
 from abyssal.model.rope import cos_sin
 from abyssal.model.transformer import DeepSeekV3
 from abyssal.parallel.ranks import Ranks
-from abyssal.plan.hardware import Accelerator
+from abyssal.plan.hardware import Accelerator, Cpu
 from abyssal.plan.measured import Measured, step_bytes
 from abyssal.train import machine
 from abyssal.train.short_model import is_moe, made, shortened, take_steps
@@ -112,9 +113,14 @@ def as_hardware(found: Measured, precision: str, memory_bytes: float) -> Acceler
         peak_flops={precision: peak, "bfloat16": peak},
         memory_bytes=memory_bytes,
         bandwidth=1 / found.row_s,
-        is_cpu=True,
+        cpu=cpu(),
         measured={precision: found},
     )
+
+
+def cpu() -> Cpu:
+    """What multiplies BF16 here."""
+    return "amx" if "AMX BF16" in registry.status().features else "vector"
 
 
 def _check(config: ModelConfig, precision: str, processes: int) -> ModelConfig:

@@ -62,16 +62,16 @@ def test_the_devices_of_a_pipeline_hold_it_once_or_with_dualpipe_twice(layout):
     assert total == whole + (counts.total.embedding if is_copied else 0)
 
 
-@given(layouts(), st.booleans())
+@given(layouts(), st.sampled_from([None, "amx", "vector"]))
 @settings(max_examples=60, deadline=None)
-def test_zero_expert_parallelism_and_recomputation_never_take_more(layout, is_cpu):
+def test_zero_expert_parallelism_and_recomputation_never_take_more(layout, cpu):
     def fullest(**changes) -> int:
-        return largest(SMALL, replace(layout, **changes), is_cpu=is_cpu).total
+        return largest(SMALL, replace(layout, **changes), cpu=cpu).total
 
     assert fullest(zero=1) <= fullest(zero=0)
     assert fullest(ep=layout.ep) <= fullest(ep=1)
     standing = [replace(layout, recompute=name) for name in ("blocks", "norms", "none")]
-    kept = [plan_memory(SMALL, one, is_cpu=is_cpu)[0].activations for one in standing]
+    kept = [plan_memory(SMALL, one, cpu=cpu)[0].activations for one in standing]
     assert kept == sorted(kept)
 
 

@@ -29,7 +29,7 @@ RATES = Measured(
     step_s=1e-10, sum_s=1e-9, gather_s=1e-9, copy_s=5e-10,
 )  # fmt: skip
 THIS = replace(
-    H800, name="this", peak_flops={"bfloat16": 4e11}, is_cpu=True, measured={"bfloat16": RATES}
+    H800, name="this", peak_flops={"bfloat16": 4e11}, cpu="vector", measured={"bfloat16": RATES}
 )
 
 
