@@ -220,9 +220,10 @@ class Bench:
         return min(tries, key=lambda found: found[1])
 
     def _worker(self, engine: str, about: str = "", **options: object) -> Worker:
-        environment = {"OMP_NUM_THREADS": str(self.args.threads)}
         if engine == "vLLM":
-            environment |= self._vllm()
+            environment = self._vllm()
+        else:
+            environment = {"OMP_NUM_THREADS": str(self.args.threads)}
         options["threads"] = self.args.threads
         log = self.args.out / "logs" / f"{engine}{about}.log".replace(" ", "-")
         return Worker(engine, log, environment, **options)
@@ -241,6 +242,7 @@ class Bench:
             "PYTHON": python,
             "LD_PRELOAD": libraries,
             "VLLM_CPU_OMP_THREADS_BIND": binding,
+            "OMP_PROC_BIND": "false",  # it binds its threads itself
         }
 
 
