@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, TypeGuard, Unpack, overload
 
 import torch
 
+from abyssal.collector import paused
 from abyssal.config import ModelConfig
 from abyssal.engine import scoring
 from abyssal.engine.engine import Engine, EngineOptions, runs_natively
@@ -77,7 +78,8 @@ class LLM:
             )
         options = options or EngineOptions()
         options.check(self.config)  # before a folder is packed
-        self.engine = Engine(self._packed() or self.model, self.tokenizer, options)
+        with paused():  # every expert of every layer has a structure that stays
+            self.engine = Engine(self._packed() or self.model, self.tokenizer, options)
         self._shared = SharedEngine(self.engine)
         self.prompts = Prompts(self.config, self.tokenizer, self.engine.compile)
 
