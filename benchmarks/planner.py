@@ -8,9 +8,9 @@ the peak resident size of the largest process, as the run writes it down, less t
 command over a model of next to nothing: interpreter, torch, kernels, tokenizer, data; the median
 over repeats. Time is the median step. Its plan rests on parts of a step that are timed on this
 machine, in passes of as many rows (abyssal/train/rates.py), just before each run and just after,
-because a shared machine drifts: the difference is the median over pairs of plan and run. The model
-is not one that the constants of abyssal/plan/memory.py were found with. Goals: 10% for memory, 25%
-for time.
+because a shared machine drifts: the difference is the median over pairs of plan and run. Of the
+constants of abyssal/plan/memory.py only those of float32 and recomputation have seen the model.
+Goals: 10% for memory, 25% for time.
 """
 
 import argparse

@@ -24,7 +24,8 @@ from abyssal.plan.schedules import Schedule, least_micro_batches
 # What glibc's heap holds beyond what is alive in it, weights and their state left out: holes that
 # the next tensor does not fit, and scratch of kernels. A share of the last micro-batch's gradients,
 # which arrive among what is left of its activations, and one of all that is alive. Found with
-# `small` and a model of 92M parameters, 1K to 8K tokens a pass (docs/log.md).
+# `small` and a model of 92M parameters, 1K to 8K tokens a pass; those of float32 and recomputation
+# lie between these two and the model of benchmarks/planner.py (docs/log.md).
 HOLES_OF_GRADIENTS = 0.6
 HOLES: dict[Cpu, float] = {"amx": 0.28, "vector": 0.05}
 HOLES_FLOAT32 = 0.08

@@ -24,12 +24,16 @@ def assert_near(one, other, rel=1e-4):
     assert len(one.figures) == len(other.figures) >= STEPS
     for row, beside in zip(one.figures, other.figures, strict=True):
         assert row.tokens == beside.tokens
-        for name in ("loss", "mtp_loss", "balance_loss", "grad_norm", "lr", "figures"):
+        for name in ("loss", "mtp_loss", "balance_loss", "grad_norm", "lr"):
             expected = getattr(beside, name)
-            # Figures may be differences of sums of log-probabilities, as rewards are.
-            least = 1e-5 if name == "figures" else 1e-6
-            near = expected if expected is None else pytest.approx(expected, rel=rel, abs=least)
+            near = expected if expected is None else pytest.approx(expected, rel=rel, abs=1e-6)
             assert getattr(row, name) == near, name
+        ours, theirs = row.figures or {}, beside.figures or {}
+        assert ours.keys() == theirs.keys()
+        for name, expected in theirs.items():
+            # Rewards are differences of sums of log-probabilities.
+            least = 1e-5 if name.startswith("reward/") else 1e-6
+            assert ours[name] == pytest.approx(expected, rel=rel, abs=least), name
 
 
 def assert_same(seen):
